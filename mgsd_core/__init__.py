@@ -1,0 +1,1 @@
+"""Learns to plan from an image, and runs what was learned."""

@@ -1,0 +1,1 @@
+"""The planner on a robot: a ROS 2 node, and bags to evaluate it with."""

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mgsd_core.prompts import (
+    PROMPT_STYLES,
+    PromptError,
+    StateTextError,
+    instruction,
+    parse_response,
+    parse_state_text,
+    prompts_digest,
+    questions,
+    response_text,
+    state_text,
+    symbolic_prompt,
+)
+from sim import FAMILIES, LEVELS, UnknownFamilyError, sample, solve
+
+tasks = st.sampled_from([(f, level) for f in FAMILIES for level in LEVELS[f]])
+seeds = st.integers(0, 2**62)
+
+
+@given(tasks, seeds)
+def test_responses_round_trip(task, seed):
+    state = sample(*task, seed)
+    plan = solve(state)
+    parsed = parse_response(response_text(state, plan), state.family)
+    assert (parsed.state, parsed.plan, parsed.problem) == (state, plan, None)
+
+
+@given(tasks, seeds, st.integers(0, 200))
+def test_cut_responses_are_reported_not_raised(task, seed, length):
+    state = sample(*task, seed)
+    text = response_text(state, solve(state))
+    parsed = parse_response(text[: min(length, len(text) - 1)], state.family)
+    assert parsed.plan is None
+    assert parsed.problem is not None
+    assert parsed.state in (None, state)
+
+
+@given(
+    st.text() | st.text(alphabet="Size 3.Start(0,1)GoalHoles noneOpen LDRU"),
+    st.sampled_from(FAMILIES),
+)
+def test_any_text_is_parsed_without_an_error(text, family):
+    parsed = parse_response(text, family)
+    assert parsed.problem is not None or parsed.plan is not None
+
+
+@given(tasks, seeds)
+def test_sets_may_be_written_in_any_order(task, seed):
+    state = sample(*task, seed)
+    text = state_text(state)
+    for name in ("Holes", "Table"):
+        if f"{name} " in text:
+            before, _, rest = text.partition(f"{name} ")
+            cells, _, after = rest.partition(".")
+            text = f"{before}{name} {' '.join(reversed(cells.split()))}.{after}"
+    assert parse_state_text(text, state.family) == state
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no sentence 'Size"),
+        ("Size x.", "whole number"),
+        ("Size 3. Start (0,0). Holes none.", "no sentence 'Goal"),
+        ("Size 3. Start (0,0) (0,1). Goal (1,1). Holes none.", "Start must be one cell"),
+        ("Size 3. Start (0,0). Goal (0,0). Holes none.", "same cell"),
+        ("Size 3. Start (0,0). Goal (9,0). Holes none.", "outside"),
+        ("Size 3. Start (0,0). Goal (1,1). Holes (0,1) and more.", "no list of cells"),
+    ],
+)
+def test_bad_states_name_the_field(text, says):
+    with pytest.raises(StateTextError, match=says):
+        parse_state_text(text, "frozenlake")
+
+
+@given(tasks, seeds)
+def test_answers_to_questions_stand_in_the_state_text(task, seed):
+    state = sample(*task, seed)
+    asked = questions(state)
+    assert len({q for q, _ in asked}) == len(asked)
+    described = [a for _, a in asked if not a.startswith("Legal")]
+    assert " ".join(described) == state_text(state)
+
+
+@given(tasks, seeds)
+def test_only_the_teacher_reads_the_reference(task, seed):
+    state = sample(*task, seed)
+    plan = solve(state)
+    assert "Reference" in symbolic_prompt(state, "brief", plan).user
+    assert "Reference" not in symbolic_prompt(state, "brief").user
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_instructions_name_every_sentence_of_the_format(family, style):
+    text = instruction(family, style)
+    if style == "full":
+        state = sample(family, LEVELS[family][0], 0)
+        for name in state_text(state).split(". "):
+            assert name.split(" (")[0].split(" none")[0].split()[0] in text
+    assert "\n" not in text
+
+
+def test_unknown_names():
+    with pytest.raises(PromptError, match="styles are"):
+        instruction("maze", "chatty")
+    with pytest.raises(UnknownFamilyError):
+        parse_response("", "chess")
+
+
+def test_digest_follows_the_style():
+    assert prompts_digest("brief") != prompts_digest("full")
