@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import Enum
+from enum import StrEnum
 
 
-class Action(str, Enum):
+class Action(StrEnum):
     """One action of a plan. Moves are one cell; the value is also the text a model writes."""
 
     L = "L"
@@ -16,9 +16,6 @@ class Action(str, Enum):
     U = "U"
     PICK = "PICK"
     DROP = "DROP"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 Plan = tuple[Action, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Union
 
 from sim.actions import FAMILY_ACTIONS, MOVES, Action, Plan
@@ -33,7 +33,7 @@ _WALL_OF_MOVE = {
 }
 
 
-class Failure(str, Enum):
+class Failure(StrEnum):
     """Why a plan did not succeed. All but INCOMPLETE are illegal actions."""
 
     OFF_GRID = "off_grid"

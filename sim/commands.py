@@ -1,0 +1,63 @@
+"""The command `mgsd generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `generate` to the program `mgsd`."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="draw scenes and write them with their truth as a data set",
+        description="Draw scenes of random solvable states and write pictures, states, optimal "
+        "plans and cameras to Parquet shards. A run that was interrupted goes on where it stopped.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--family", default="all", help="frozenlake, maze, minibehaviour or all")
+    add("--level", default="all", help="grid side [cells]: 3, a range such as 3-5, or all")
+    add("--count", type=int, default=500, help="episodes of each family and level")
+    add("--split", default="train", help="train, validation or test; they share no state or style")
+    add("--seed", type=int, default=0, help="first seed; episode i has seed + i")
+    add("--size", type=int, default=128, help="side of the square pictures [px], 32 to 2048")
+    add("--renderer", default="panda", help="what draws: panda")
+    add("--workers", type=int, default=1, help="processes that draw; the bytes do not depend on it")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="directory of the data set",
+    )
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Write the data set and print a JSON summary."""
+    from tqdm import tqdm
+
+    from sim.dataset import parse_families, parse_levels, write_dataset
+
+    pairs = parse_levels(args.level, parse_families(args.family))
+    began = time.monotonic()
+    total = len(pairs) * max(args.count, 0)
+    with tqdm(total=total, unit="episode", desc="generate", disable=None) as bar:
+        summary = write_dataset(
+            args.out,
+            pairs,
+            args.split,
+            args.seed,
+            args.count,
+            args.size,
+            args.renderer,
+            args.workers,
+            bar.update,
+        )
+    seconds = time.monotonic() - began
+    rate = {"seconds": round(seconds, 3), "episodes_per_s": round(summary["written"] / seconds, 1)}
+    print(json.dumps({"out": str(args.out)} | summary | rate))
+    return 0

@@ -1,0 +1,274 @@
+"""Draws scenes with Panda3D's software renderer: no display, no GPU, no system package.
+
+A scene becomes a scene graph with one node an object; the picture is drawn from it and the truth
+is read back from it. The software pipe draws without anti-aliasing and snaps corners to whole
+pixels, so pictures are drawn `SUPERSAMPLING` times as large and averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from panda3d import core
+from PIL import Image
+
+from sim.camera import Camera, Frame
+from sim.readback import Placed
+from sim.scene import Scene, lit, mesh_of, to_world
+
+core.load_prc_file_data(
+    "mgsd",
+    "\n".join(
+        [
+            "load-display p3tinydisplay",
+            "window-type offscreen",
+            "audio-library-name null",
+            "notify-level error",
+            # The cache would keep the transforms of every scene ever drawn.
+            "transform-cache false",
+        ]
+    ),
+)
+
+#: Samples along each side of a pixel. Odd, so that one sample is the pixel's centre. Pictures so
+#: large that the samples would take more than `MAX_BUFFER_SIDE` are drawn with one sample.
+SUPERSAMPLING = 3
+MAX_BUFFER_SIDE = 4096
+
+_NEAR, _FAR = 0.05, 1000.0  # [m]
+_names = itertools.count()
+
+
+class RendererError(OSError):
+    """Panda3D could not open its software renderer, or the renderer was closed."""
+
+
+class PandaRenderer:
+    """Draws one scene after another; use it as a context manager or call `close`.
+
+    It belongs to the thread that made it.
+    """
+
+    name = "panda"
+
+    def __init__(self) -> None:
+        self._engine = core.GraphicsEngine()
+        self._buffer = _open_buffer(self._engine)
+        self._size = (1, 1)
+        self._texture = core.Texture()
+        self._buffer.add_render_texture(
+            self._texture, core.GraphicsOutput.RTM_copy_ram, core.GraphicsOutput.RTP_color
+        )
+        self._lens = core.PerspectiveLens()
+        self._lens.set_near_far(_NEAR, _FAR)
+        self._eye = core.NodePath(core.Camera("camera", self._lens))
+        self._buffer.make_display_region().set_camera(self._eye)
+        self._root = core.NodePath("scene")
+        self._scene: Scene | None = None
+        self._open = True
+
+    def __enter__(self) -> PandaRenderer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the renderer's memory; drawing afterwards raises RendererError."""
+        if not self._open:
+            return
+        # Panda3D 1.10 never frees the memory of a software buffer, but it does when it resizes it.
+        self._resize((1, 1))
+        self._engine.render_frame()
+        self._engine.remove_all_windows()
+        self._root.remove_node()
+        self._scene = None
+        self._open = False
+
+    def render(
+        self,
+        scene: Scene,
+        camera: Camera | None = None,
+        depth: bool = False,
+        semantic: bool = False,
+    ) -> Frame:
+        """Return what `camera` (default: the scene's own) sees of a scene.
+
+        Equal arguments give equal bytes.
+        """
+        camera = scene.camera if camera is None else camera
+        self._load(scene)
+        samples = self._aim(camera)
+        rgb = self._draw(self._root, samples)
+        if not depth and not semantic:
+            return Frame(rgb)
+        faces = self._visible_faces(samples)
+        return Frame(
+            rgb,
+            self._depth(faces, camera) if depth else None,
+            self._face_ids[faces] if semantic else None,
+        )
+
+    def things(self, scene: Scene) -> tuple[Placed, ...]:
+        """Return what stands in the scene graph that is drawn for a scene."""
+        self._load(scene)
+        return tuple(_placed(node, self._root) for node in self._root.children)
+
+    def _load(self, scene: Scene) -> None:
+        """Build the scene graph of a scene unless it is there."""
+        if not self._open:
+            raise RendererError("the renderer is closed")
+        if scene is self._scene:
+            return
+        mesh = mesh_of(scene.objects)
+        vertices, normals = to_world(scene.objects, mesh)
+        colours = lit(mesh.colours, normals, scene.style)
+        self._root.remove_node()
+        self._root = core.NodePath("scene")
+        # In the order of the nodes: Panda3D's own order goes by memory addresses, and the order
+        # decides which of two surfaces at one depth is seen.
+        self._root.set_bin("unsorted", 0)
+        face_starts = np.concatenate([[0], mesh.face_ends])
+        data = _vertex_data(mesh.vertices, colours)
+        for i, thing in enumerate(scene.objects):
+            node = core.GeomNode(thing.name)
+            node.add_geom(_geom(data, mesh.faces[face_starts[i] : face_starts[i + 1]]))
+            node.set_tag("role", thing.role)
+            path = self._root.attach_new_node(node)
+            path.set_pos(*thing.position)
+            path.set_h(np.degrees(thing.yaw))
+        self._faces = vertices[mesh.faces]
+        ids = np.array([thing.semantic_id for thing in scene.objects], np.uint16)
+        per_object = np.repeat(ids, np.diff(mesh.face_ends, prepend=0))
+        self._face_ids = np.concatenate([np.zeros(1, np.uint16), per_object])
+        self._scene = scene
+
+    def _aim(self, camera: Camera) -> int:
+        """Set size, lens and pose; return the samples along a pixel's side."""
+        width, height = camera.width, camera.height
+        samples = SUPERSAMPLING if max(width, height) * SUPERSAMPLING <= MAX_BUFFER_SIDE else 1
+        size = (width * samples, height * samples)
+        self._resize(size)
+        # In samples; the edge of the picture at 0, the centre of the first sample at 0.5.
+        fx, fy = camera.fx * samples, camera.fy * samples
+        cx, cy = (camera.cx + 0.5) * samples, (camera.cy + 0.5) * samples
+        # The software pipe maps its view to size - 0.5 samples: make the view that much smaller.
+        view = (size[0] - 0.5, size[1] - 0.5)
+        self._lens.set_film_size(view[0], view[1] * fx / fy)
+        self._lens.set_focal_length(fx)
+        self._lens.set_film_offset(view[0] / 2 - cx, (cy - view[1] / 2) * fx / fy)
+        pose = camera.matrix()
+        # A Panda3D camera looks along its y axis, with x to the right and z up; its matrices act
+        # on row vectors.
+        right, down, forward, place = pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3]
+        rows = [(*right, 0), (*forward, 0), (*-down, 0), (*place, 1)]
+        self._eye.set_mat(core.LMatrix4(*itertools.chain(*rows)))
+        return samples
+
+    def _resize(self, size: tuple[int, int]) -> None:
+        if size != self._size:
+            self._buffer.set_size(*size)
+            self._size = size
+
+    def _draw_samples(self, root: core.NodePath) -> Image.Image:
+        """Draw what hangs under `root`; return the samples as RGBX, first row at the top."""
+        self._eye.reparent_to(root)
+        self._engine.render_frame()
+        data = bytes(self._texture.get_ram_image())
+        picture = Image.frombuffer("RGBX", self._size, data, "raw", "BGRX", 0, -1)
+        self._eye.detach_node()
+        return picture
+
+    def _draw(self, root: core.NodePath, samples: int) -> NDArray[np.uint8]:
+        picture = self._draw_samples(root)
+        if samples > 1:
+            picture = picture.reduce(samples)
+        return np.array(picture)[:, :, :3].copy()
+
+    def _visible_faces(self, samples: int) -> NDArray[np.intp]:
+        """Return the number of the face at every pixel's centre, [height, width]; 0: none.
+
+        Every face is drawn in a flat colour that is its number.
+        """
+        numbers = np.arange(1, len(self._faces) + 1, dtype="<u4")
+        colours = np.repeat(numbers.view(np.uint8).reshape(-1, 4)[:, :3], 3, axis=0)
+        corners = self._faces.reshape(-1, 3)
+        node = core.GeomNode("faces")
+        order = np.arange(len(corners), dtype=np.uint32).reshape(-1, 3)
+        node.add_geom(_geom(_vertex_data(corners, colours), order))
+        picture = self._draw_samples(core.NodePath(node))
+        middle = samples // 2
+        centres = np.ascontiguousarray(np.array(picture)[middle::samples, middle::samples])
+        centres[:, :, 3] = 0
+        return centres.view("<u4")[:, :, 0].astype(np.intp)
+
+    def _depth(self, faces: NDArray[np.intp], camera: Camera) -> NDArray[np.float32]:
+        """Return where the rays through the pixels' centres meet the planes of their faces."""
+        corners = self._faces.astype(np.float64)
+        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        eye = camera.matrix()[:3, 3]
+        distances = ((corners[:, 0] - eye) * normals).sum(axis=1)
+        v, u = np.mgrid[: camera.height, : camera.width]
+        rays = camera.rays(np.stack([u.ravel(), v.ravel()], axis=1)).reshape(*faces.shape, 3)
+        seen = faces > 0
+        index = faces[seen] - 1
+        depth = np.zeros(faces.shape, np.float32)
+        depth[seen] = distances[index] / (rays[seen] * normals[index]).sum(axis=1)
+        return depth
+
+
+def _open_buffer(engine: core.GraphicsEngine) -> core.GraphicsBuffer:
+    """Open a buffer of one pixel on the software pipe."""
+    pipe = core.GraphicsPipeSelection.get_global_ptr().make_pipe(
+        "TinyOffscreenGraphicsPipe", "p3tinydisplay"
+    )
+    properties = core.FrameBufferProperties()
+    properties.set_rgba_bits(8, 8, 8, 8)
+    properties.set_depth_bits(24)
+    flags = core.GraphicsPipe.BF_refuse_window | core.GraphicsPipe.BF_resizeable
+    size = core.WindowProperties(size=(1, 1))
+    buffer = pipe and engine.make_output(pipe, f"mgsd{next(_names)}", 0, properties, size, flags)
+    if not buffer:
+        raise RendererError("Panda3D cannot open its software renderer (p3tinydisplay) here")
+    buffer.set_clear_color((0, 0, 0, 0))
+    return buffer
+
+
+_FORMAT = core.GeomVertexFormat.get_v3c4()
+_ROW = np.dtype([("vertex", "<f4", 3), ("colour", "u1", 4)])
+
+
+def _vertex_data(vertices: NDArray[np.float32], colours: NDArray[np.uint8]) -> core.GeomVertexData:
+    rows = np.empty(len(vertices), _ROW)
+    rows["vertex"] = vertices
+    rows["colour"][:, :3] = colours
+    rows["colour"][:, 3] = 255
+    data = core.GeomVertexData("", _FORMAT, core.Geom.UH_static)
+    data.unclean_set_num_rows(len(rows))
+    memoryview(data.modify_array(0)).cast("B")[:] = rows.tobytes()
+    return data
+
+
+def _geom(data: core.GeomVertexData, faces: NDArray[np.uint32]) -> core.Geom:
+    triangles = core.GeomTriangles(core.Geom.UH_static)
+    triangles.set_index_type(core.Geom.NT_uint32)
+    indices = triangles.modify_vertices()
+    indices.unclean_set_num_rows(faces.size)
+    memoryview(indices).cast("B")[:] = faces.astype("<u4").tobytes()
+    geom = core.Geom(data)
+    geom.add_primitive(triangles)
+    return geom
+
+
+def _placed(path: core.NodePath, root: core.NodePath) -> Placed:
+    x, y, z = path.get_pos(root)
+    low, high = path.get_tight_bounds(root)
+    return Placed(path.get_tag("role"), (x, y, z), tuple(low), tuple(high))

@@ -1,0 +1,163 @@
+"""The symbolic state, recovered from what stands in a renderer's scene graph and nothing else.
+
+A renderer says what it holds as `Placed` things: a role and its box in metres. From these alone
+`read_state` works out the grid and what is where, so that an episode's state is what was built
+and drawn, not what somebody meant to build.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sim.scene import CELL_SIZE, cell_centre, point_to_cell
+from sim.states import (
+    MAX_SIZE,
+    WALL_DOWN,
+    WALL_LEFT,
+    WALL_RIGHT,
+    WALL_UP,
+    Cell,
+    FrozenLake,
+    Maze,
+    MiniBehaviour,
+    State,
+    state_to_dict,
+)
+
+#: How far [cells] a thing may stand from the cell centre or the edge where it belongs.
+TOLERANCE = 0.02
+
+
+class ReadbackError(ValueError):
+    """The things in a scene graph make no state, or not the state that was to be built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A thing in a renderer's scene graph.
+
+    Attributes:
+        role: a key of `sim.scene.SEMANTIC_IDS`.
+        position: of its frame's origin in the world (x, y, z) [m].
+        low, high: corners of its axis-aligned bounding box in the world [m].
+    """
+
+    role: str
+    position: tuple[float, float, float]
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
+    """Return the state that things in the world make up.
+
+    Every cell of a grid holds a floor tile or a hole; their extent is the grid. A printer makes it
+    MiniBehaviour, otherwise walls make it a Maze, otherwise it is a FrozenLake.
+
+    Raises:
+        ReadbackError: the grid has gaps, a thing is missing, doubled or off its place, or the
+            result is no valid state.
+    """
+    by_role: dict[str, list[Placed]] = {}
+    for thing in things:
+        by_role.setdefault(thing.role, []).append(thing)
+    size = _grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
+    floor = [_cell(thing, size, cell_size) for thing in by_role.get("floor", [])]
+    holes = [_cell(thing, size, cell_size) for thing in by_role.get("hole", [])]
+    if len(floor) + len(holes) != size**2 or len(set(floor + holes)) != size**2:
+        raise ReadbackError(f"a grid of side {size} has cells with no floor and no hole, or both")
+    robot = _only("robot", by_role, size, cell_size)
+    try:
+        if "printer" in by_role:
+            printer = _only("printer", by_role, size, cell_size)
+            return MiniBehaviour(size, robot, printer, _table(by_role, size, cell_size))
+        goal = _only("goal", by_role, size, cell_size)
+        if "wall" in by_role:
+            return Maze(size, robot, goal, _walls(by_role["wall"], size, cell_size))
+        # A hole is where there is no floor to stand on.
+        missing = {(r, c) for r in range(size) for c in range(size)} - set(floor)
+        return FrozenLake(size, robot, goal, frozenset(missing))
+    except ReadbackError:
+        raise
+    except ValueError as error:
+        raise ReadbackError(f"the scene graph holds no valid state: {error}") from error
+
+
+def checked_state(things: Iterable[Placed], meant: State, cell_size: float = CELL_SIZE) -> State:
+    """Return `read_state(things)`; raise ReadbackError, naming both, where it is not `meant`."""
+    found = read_state(things, cell_size)
+    if found != meant:
+        raise ReadbackError(
+            "the state in the scene graph is not the one that was to be built; "
+            f"found {state_to_dict(found)}, meant {state_to_dict(meant)}"
+        )
+    return found
+
+
+def _grid_size(cells: list[Placed], cell_size: float) -> int:
+    if not cells:
+        raise ReadbackError("the scene graph holds no floor")
+    extents = [
+        max(thing.position[axis] for thing in cells) - min(thing.position[axis] for thing in cells)
+        for axis in (0, 1)
+    ]
+    sides = [extent / cell_size + 1 for extent in extents]
+    size = round(sides[0])
+    if any(abs(side - size) > TOLERANCE for side in sides) or not 2 <= size <= MAX_SIZE:
+        raise ReadbackError(f"floor and holes extend over {sides[0]:.2f} × {sides[1]:.2f} cells")
+    return size
+
+
+def _cell(thing: Placed, size: int, cell_size: float) -> Cell:
+    x, y, _ = thing.position
+    cell = point_to_cell(x, y, size, cell_size)
+    if cell is None or math.dist((x, y), cell_centre(cell, size, cell_size)) > (
+        TOLERANCE * cell_size
+    ):
+        raise ReadbackError(f"{thing.role} at ({x:.3f}, {y:.3f}) m stands in the centre of no cell")
+    return cell
+
+
+def _only(role: str, by_role: dict[str, list[Placed]], size: int, cell_size: float) -> Cell:
+    things = by_role.get(role, [])
+    if len(things) != 1:
+        raise ReadbackError(f"the scene graph must hold one {role}, not {len(things)}")
+    return _cell(things[0], size, cell_size)
+
+
+def _table(by_role: dict[str, list[Placed]], size: int, cell_size: float) -> frozenset[Cell]:
+    tables = by_role.get("table", [])
+    if len(tables) != 1:
+        raise ReadbackError(f"the scene graph must hold one table, not {len(tables)}")
+    (low_x, low_y, _), (high_x, high_y, _) = tables[0].low, tables[0].high
+    covered = []
+    for row in range(size):
+        for column in range(size):
+            x, y = cell_centre((row, column), size, cell_size)
+            if low_x <= x <= high_x and low_y <= y <= high_y:
+                covered.append((row, column))
+    return frozenset(covered)
+
+
+def _walls(walls: list[Placed], size: int, cell_size: float) -> tuple[tuple[int, ...], ...]:
+    bits = [[0] * size for _ in range(size)]
+    for wall in walls:
+        # In cells from the grid's top left corner; a wall stands in the middle of a cell's edge.
+        x, y, _ = wall.position
+        column, row = size / 2 + x / cell_size, size / 2 - y / cell_size
+        along_x = wall.high[0] - wall.low[0] > wall.high[1] - wall.low[1]
+        edge, across = (round(row), column - 0.5) if along_x else (round(column), row - 0.5)
+        index = round(across)
+        off = max(abs((row if along_x else column) - edge), abs(across - index))
+        if off > TOLERANCE or not (0 <= edge <= size and 0 <= index < size):
+            raise ReadbackError(f"wall at ({x:.3f}, {y:.3f}) m stands on no edge of a cell")
+        for line, bit in (
+            (edge - 1, WALL_DOWN if along_x else WALL_RIGHT),
+            (edge, WALL_UP if along_x else WALL_LEFT),
+        ):
+            if 0 <= line < size:
+                r, c = (line, index) if along_x else (index, line)
+                bits[r][c] |= bit
+    return tuple(tuple(row) for row in bits)
