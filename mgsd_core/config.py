@@ -1,0 +1,272 @@
+"""Settings of a training run: a YAML file, a frozen dataclass a section, every value checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mgsd_core.estimators import DIRECTIONS, ESTIMATORS
+from mgsd_core.model import NanoConfig
+from mgsd_core.prompts import PROMPT_STYLES
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or out of range; the message names it."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which model is trained.
+
+    Attributes:
+        path: directory or name of Qwen3-VL weights; None builds `nano` from nothing.
+        image_size: side of the pictures the model sees [px].
+        prompt_style: `brief` or `full`, see `mgsd_core.prompts`.
+        nano: sizes of `nano`; ignored when `path` is given.
+        seed: of nano's random weights.
+    """
+
+    path: str | None = None
+    image_size: int = 128
+    prompt_style: str = "brief"
+    nano: NanoConfig = field(default_factory=NanoConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("backbone.prompt_style", self.prompt_style, PROMPT_STYLES)
+        if self.path is None and self.prompt_style != "brief":
+            raise ConfigError("backbone.prompt_style must be brief for nano: it reads nothing else")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What all stages have in common.
+
+    Attributes:
+        steps: optimizer steps; 0 skips the stage.
+        batch: samples a step.
+        learning_rate: peak of the schedule.
+        schedule: `cosine` to zero, or `constant`; both after the warm-up.
+        warmup: share of the steps over which the rate rises from zero.
+        weight_decay: of AdamW.
+        clip: largest gradient norm.
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations; 0 keeps the last weights.
+        validate_count: validation episodes of each family and level.
+        seed: of data order and samples.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    checkpoint_every: int = 100
+    validate_every: int = 0
+    validate_count: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for key in ("batch", "checkpoint_every", "validate_count"):
+            _at_least(f"{name}.{key}", getattr(self, key), 1)
+        for key in ("steps", "validate_every", "learning_rate", "weight_decay"):
+            _at_least(f"{name}.{key}", getattr(self, key), 0)
+        _choice(f"{name}.schedule", self.schedule, ("cosine", "constant"))
+        if not 0.0 <= self.warmup < 1.0:
+            raise ConfigError(f"{name}.warmup must be in [0, 1), not {self.warmup}")
+
+
+@dataclass(frozen=True)
+class TextConfig(StageConfig):
+    """Stage 0, `nano` only: planning from text, what a pretrained backbone already can.
+
+    Attributes:
+        reference: share of the prompts that hold the reference plan.
+    """
+
+    reference: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share("text.reference", self.reference)
+
+
+@dataclass(frozen=True)
+class ColdstartConfig(StageConfig):
+    """Stage 1: questions about the state of an image.
+
+    Attributes:
+        replay: share of the samples that are stage 0's text planning, so that a small model does
+            not forget how to plan.
+        reference: share of the replayed prompts that hold the reference plan.
+    """
+
+    replay: float = 0.0
+    reference: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share("coldstart.replay", self.replay)
+        _share("coldstart.reference", self.reference)
+
+
+@dataclass(frozen=True)
+class DistillConfig(StageConfig):
+    """Stage 2: on-policy self-distillation.
+
+    Attributes:
+        estimator: `full`, `topk` or `sampled`, see `mgsd_core.estimators`.
+        direction: `reverse`, `forward` or `jsd`; `sampled` is always reverse.
+        mix: weight of the teacher in `jsd`.
+        topk: tokens of `topk`.
+        reference: the teacher reads the reference plan.
+        temperature: of the rollouts.
+    """
+
+    estimator: str = "full"
+    direction: str = "reverse"
+    mix: float = 0.5
+    topk: int = 32
+    reference: bool = True
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("distill.estimator", self.estimator, ESTIMATORS)
+        _choice("distill.direction", self.direction, DIRECTIONS)
+        _at_least("distill.topk", self.topk, 1)
+        if self.estimator == "sampled" and self.direction != "reverse":
+            raise ConfigError("distill.direction must be reverse with the sampled estimator")
+        if not self.temperature > 0:
+            raise ConfigError(f"distill.temperature must be above 0, not {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: the backbone and its stages."""
+
+    backbone: BackboneConfig
+    text: TextConfig
+    coldstart: ColdstartConfig
+    distill: DistillConfig
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, or a configuration that comes with the package by its name (`nano`).
+
+    Args:
+        source: path of a YAML file, or a name.
+        overrides: `section.key=value` settings that win over the file.
+
+    Raises:
+        ConfigError: not there, not YAML, an unknown key, or a value of the wrong type or range.
+    """
+    data = _read_yaml(source)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        parts = key.split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"{override!r} is not of the form section.key=value")
+        section = data
+        for part in parts[:-1]:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{key}: {part} is no section")
+        section[parts[-1]] = yaml.safe_load(value)
+    return _build(Config, data, "")
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain data."""
+    return dataclasses.asdict(config)
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    packaged = files("mgsd_core") / "configs" / f"{source}.yaml"
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"there is no configuration file {source}")
+        text = path.read_text()
+    elif packaged.is_file():
+        text = packaged.read_text()
+    else:
+        names = sorted(p.name[:-5] for p in (files("mgsd_core") / "configs").iterdir())
+        raise ConfigError(f"no configuration {source!r}; there are {', '.join(names)}, or a .yaml")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} must hold sections")
+    return data
+
+
+def _build(cls: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where or 'the configuration'} must hold keys, not {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(fields)):
+        raise ConfigError(f"unknown setting {_join(where, str(unknown[0]))}")
+    values: dict[str, Any] = {}
+    for name, spec in fields.items():
+        if name not in data:
+            if spec.default is spec.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"setting {_join(where, name)} is missing")
+            continue
+        values[name] = _convert(data[name], _types(cls)[name], _join(where, name))
+    return cls(**values)
+
+
+def _types(cls: type) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(cls)
+
+
+def _convert(value: Any, wanted: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(wanted):
+        return _build(wanted, value, name)  # type: ignore[arg-type]
+    if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if wanted is bool and isinstance(value, bool):
+        return value
+    if wanted is str and isinstance(value, str):
+        return value
+    if wanted == (str | None) and (value is None or isinstance(value, str)):
+        return value
+    if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
+        return tuple(_convert(v, int, name) for v in value)
+    raise ConfigError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {value!r}")
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{name} must be at least {least}, not {value}")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} must be from 0 to 1, not {value}")

@@ -1,0 +1,318 @@
+"""Backbones: the small `nano` built here from nothing, and pretrained Qwen3-VL weights by path.
+
+A backbone directory is what `save_pretrained` writes plus `mgsd.json` (picture format and prompt
+style), so transformers opens it like any other Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import linear
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from mgsd_core import prompts
+from mgsd_core.runtime.preprocess import ImageSpec
+from sim import FAMILIES, LEVELS, sample, solve
+
+METADATA = "mgsd.json"
+
+# Progress is shown by our commands, once, not by every file that is read or written.
+logging.disable_progress_bar()
+
+_PAD, _START, _END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_IMAGE = "<|image_pad|>"
+SPECIAL_TOKENS = (
+    _PAD,
+    _START,
+    _END,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    _IMAGE,
+    "<|video_pad|>",
+)
+
+# Qwen's turn markers without the line break after each: nano reads every token at a price.
+_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "<|im_start|>{{ message.role }}\n"
+    "{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- else -%}{{ part.text }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "<|im_end|>"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+)
+
+# A piece never spans two words, so a cell or an action is one token wherever it stands.
+_PIECES = r" ?\(\d+,\d+\)|</?answer>| ?[A-Za-z]+| ?\d+|[^\sA-Za-z\d]|\s"
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be loaded or used; the message says why."""
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Sizes of the `nano` backbone; everything else follows Qwen3-VL."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 384
+    vision_hidden: int = 64
+    vision_layers: int = 3
+    vision_heads: int = 4
+    vision_intermediate: int = 192
+    deepstack: tuple[int, ...] = (0,)
+    patch: int = 16
+    merge: int = 2
+
+
+@dataclass
+class Backbone:
+    """A model with all that is needed to speak to it."""
+
+    model: Qwen3VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerFast
+    image: ImageSpec
+    style: str
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder that a visual token replaces."""
+        return int(self.model.config.image_token_id)
+
+    @property
+    def end_token(self) -> int:
+        """Id of the end-of-turn token."""
+        return int(self.tokenizer.convert_tokens_to_ids(_END))
+
+    @property
+    def pad_token(self) -> int:
+        """Id used for padding; never attended to."""
+        return int(self.tokenizer.convert_tokens_to_ids(_PAD))
+
+    def suppressed_tokens(self) -> list[int]:
+        """Ids that are never generated: all special tokens but end-of-turn.
+
+        A sampled image placeholder would make the next forward pass fail on its feature count.
+        """
+        special = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        # Ids beyond the tokenizer are padding of the embedding table: they decode to nothing.
+        beyond = range(len(self.tokenizer), self.model.config.text_config.vocab_size)
+        return sorted((special - {self.end_token}) | set(beyond))
+
+
+def build_nano(config: NanoConfig, image_size: int, seed: int) -> Backbone:
+    """Build an untrained `nano` with its own tokenizer; deterministic in its arguments.
+
+    Args:
+        config: sizes.
+        image_size: side of the pictures it sees [px].
+        seed: of the random weights.
+    """
+    tokenizer = build_nano_tokenizer()
+    head = config.hidden // config.heads
+    # Interleaved M-RoPE splits half a head's dimensions between time, height and width.
+    height = width = head // 6
+    spec = ImageSpec(image_size, config.patch, config.merge)
+    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS}
+    model_config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": config.hidden,
+            "intermediate_size": config.intermediate,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": head,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+            "pad_token_id": ids[_PAD],
+            "eos_token_id": ids[_END],
+            "bos_token_id": None,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [head // 2 - height - width, height, width],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": config.vision_layers,
+            "hidden_size": config.vision_hidden,
+            "intermediate_size": config.vision_intermediate,
+            "num_heads": config.vision_heads,
+            "out_hidden_size": config.hidden,
+            "patch_size": config.patch,
+            "spatial_merge_size": config.merge,
+            "temporal_patch_size": spec.temporal,
+            "num_position_embeddings": spec.grid**2,
+            "deepstack_visual_indexes": list(config.deepstack),
+        },
+        image_token_id=ids[_IMAGE],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(model_config)
+    model.generation_config.eos_token_id = ids[_END]
+    model.generation_config.pad_token_id = ids[_PAD]
+    return Backbone(_with_linear_patches(model.float().eval()), tokenizer, spec, style="brief")
+
+
+def build_nano_tokenizer() -> PreTrainedTokenizerFast:
+    """Train nano's byte-level BPE on the project's own texts; lossless on any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,  # an upper end: training stops when every piece is one token
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=_CHAT_TEMPLATE,
+        eos_token=_END,
+        pad_token=_PAD,
+        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (_PAD, _END)],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _tokenizer_corpus() -> Iterator[str]:
+    largest = max(max(levels) for levels in LEVELS.values())
+    yield "system\nuser\nassistant\n Reference"
+    yield "".join(f" ({r},{c})" for r in range(largest) for c in range(largest))
+    yield "".join(f" {n}" for n in range(largest + 1))
+    sides = ("L", "D", "R", "U")
+    chosen = ("".join(s for i, s in enumerate(sides) if bits >> i & 1) for bits in range(1, 16))
+    yield " ".join(("", *chosen, "none", "PICK", "DROP"))
+    for action in (*sides, "PICK", "DROP"):
+        yield f"<answer>{action}</answer>"
+    for family in FAMILIES:
+        prompt = prompts.student_prompt(family, "brief")
+        yield from (prompt.system, prompt.user)
+        for seed in range(20):
+            state = sample(family, LEVELS[family][0], seed)
+            teacher = prompts.symbolic_prompt(state, "brief", solve(state))
+            yield from (teacher.system, teacher.user)
+            yield prompts.response_text(state, solve(state) or ())
+            for question, answer in prompts.questions(state):
+                yield from (question, answer)
+
+
+def load_backbone(path: str | Path, image_size: int | None = None, style: str = "full") -> Backbone:
+    """Load a backbone: a directory that `save_backbone` wrote, or Qwen3-VL weights by path or name.
+
+    Args:
+        path: directory, or a name that transformers resolves.
+        image_size: picture side [px], needed for weights without `mgsd.json`.
+        style: prompt style for weights without `mgsd.json`.
+
+    Raises:
+        BackboneError: not there, not a Qwen3-VL, or its tokenizer does not fit.
+    """
+    metadata = _read_metadata(Path(path))
+    try:
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            path, dtype="auto", use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"cannot load a Qwen3-VL model from {path}: {line}") from None
+    vision = model.config.vision_config
+    if metadata is not None:
+        spec, style = ImageSpec(**metadata["image"]), metadata["prompt_style"]
+    elif image_size is not None:
+        spec = ImageSpec(
+            image_size, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        )
+    else:
+        raise BackboneError(f"{path} has no {METADATA}: say the picture side with image_size")
+    if (spec.patch, spec.merge) != (vision.patch_size, vision.spatial_merge_size):
+        raise BackboneError(f"{METADATA} in {path} contradicts the model's patch and merge sizes")
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        raise BackboneError(f"the tokenizer in {path} has more tokens than the model's vocabulary")
+    return Backbone(_with_linear_patches(model.eval()), tokenizer, spec, style)
+
+
+def _with_linear_patches(
+    model: Qwen3VLForConditionalGeneration,
+) -> Qwen3VLForConditionalGeneration:
+    """Compute the patch embedding as a matrix product; weights and their names stay as they are.
+
+    The kernel covers a whole patch, so the convolution is one product, and on a CPU Conv3d takes
+    seven times as long for it, forward and backward (2432 patches, nano's sizes, one core).
+    """
+    embed = model.model.visual.patch_embed
+
+    def forward(self: Any, patches: torch.Tensor) -> torch.Tensor:
+        weight = self.proj.weight
+        return linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+    embed.forward = MethodType(forward, embed)
+    return model
+
+
+def save_backbone(backbone: Backbone, path: Path) -> None:
+    """Write a backbone directory (safetensors); the caller names a fresh or temporary directory."""
+    backbone.model.save_pretrained(path)
+    backbone.tokenizer.save_pretrained(path)
+    metadata = {
+        "image": asdict(backbone.image),
+        "prompt_style": backbone.style,
+        "prompts_digest": prompts.prompts_digest(backbone.style),
+    }
+    temporary = path / f"{METADATA}.tmp"
+    temporary.write_text(json.dumps(metadata, indent=1) + "\n")
+    os.replace(temporary, path / METADATA)
+
+
+def _read_metadata(path: Path) -> dict[str, Any] | None:
+    if not (path / METADATA).is_file():
+        return None
+    try:
+        metadata = json.loads((path / METADATA).read_text())
+        ImageSpec(**metadata["image"])
+        digest, style = metadata["prompts_digest"], metadata["prompt_style"]
+        expected = prompts.prompts_digest(style)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"{path / METADATA} is damaged: {error}") from None
+    if digest != expected:
+        raise BackboneError(
+            f"{path} was trained with other prompts than this version has; train it again"
+        )
+    return metadata
