@@ -77,7 +77,10 @@ def train_coldstart(
         chosen = epoch_indices(len(scenes.states), asked, config.seed, step) if asked else []
         samples = []
         for index in chosen:
-            question, answer = rng.choice(prompts.questions(scenes.states[index]))
+            asked_about = prompts.questions(scenes.states[index])
+            # By length: what is learned from a picture grows with the words of the answer.
+            weights = [len(answer.split()) for _, answer in asked_about]
+            question, answer = rng.choices(asked_about, weights)[0]
             samples.append((prompts.question_prompt(question, backbone.style), answer))
         loss = supervised_loss(backbone, samples, scenes.images[chosen])
         if not replayed:

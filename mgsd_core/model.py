@@ -178,6 +178,11 @@ def build_nano(config: NanoConfig, image_size: int, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(model_config)
+        # transformers starts all embeddings at a scale that fits pretraining at length. Beside the
+        # patches' own values that leaves where a patch is almost unsaid, and a short training does
+        # not get over it (measured: a lake's holes read off right in 95 % instead of 72 % of
+        # pictures after 200 steps of stage 1).
+        torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=0.5)
     model.generation_config.eos_token_id = ids[_END]
     model.generation_config.pad_token_id = ids[_PAD]
     return Backbone(_with_linear_patches(model.float().eval()), tokenizer, spec, style="brief")

@@ -226,6 +226,7 @@ def parse_response(text: str, family: str) -> ParsedResponse:
 # --- questions of stage 1 -----------------------------------------------------------------------
 
 _QUESTIONS = {
+    "state": "What is the state?",
     "size": "What is the size?",
     "start": "Where is the start?",
     "goal": "Where is the goal?",
@@ -242,7 +243,7 @@ _QUESTIONS = {
 
 def questions(state: State) -> list[tuple[str, str]]:
     """Return (question, answer) pairs about a state; answers use the sentences of `state_text`."""
-    answers = state_fields(state)
+    answers = {"state": state_text(state), **state_fields(state)}
     answers["legal"] = f"Legal {' '.join(map(str, legal_actions(state))) or 'none'}."
     return [(_QUESTIONS[field], answer) for field, answer in answers.items()]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs a hub is a mistake
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # nothing that a test runs calls home
 
 LAKES = 16
 

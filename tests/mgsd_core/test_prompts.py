@@ -84,8 +84,8 @@ def test_answers_to_questions_stand_in_the_state_text(task, seed):
     state = sample(*task, seed)
     asked = questions(state)
     assert len({q for q, _ in asked}) == len(asked)
-    described = [a for _, a in asked if not a.startswith("Legal")]
-    assert " ".join(described) == state_text(state)
+    whole, *parts = [a for _, a in asked if not a.startswith("Legal")]
+    assert whole == " ".join(parts) == state_text(state)
 
 
 @given(tasks, seeds)

@@ -1,0 +1,309 @@
+"""`mgsd demo`: the whole way, from a rendered scene to a plan that a ROS 2 node publishes.
+
+Every step is a command that a user can type; it is printed before it runs. Steps write what they
+make under one directory and go on from there when the demo is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim import FAMILIES, LEVELS, Action, Cell, simulate
+
+if TYPE_CHECKING:
+    from sim.dataset import Episode
+    from sim.drawing import CellToPixel
+
+#: Side of the pictures [px].
+SIZE = 128
+
+#: Points of macro success that MGSD must gain over the base for exit status 0.
+REQUIRED_GAIN = 0.60
+
+_READY_TIMEOUT = 60.0
+
+
+def register_demo(commands: Any) -> None:
+    """Add `demo` to the parser of `mgsd`."""
+    parser = commands.add_parser(
+        "demo",
+        help="everything once: scenes, both stages, table, export, bag, ROS 2 node, pictures",
+        description="Generates scenes, trains all stages of nano, compares base, stage 1, MGSD and "
+        "the symbolic upper bound on held-out scenes, exports, records bags and plans their frames "
+        "in a real ROS 2 node. Status 1 when MGSD gains less than "
+        f"{100 * REQUIRED_GAIN:.0f} points over the base.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="directory of everything it makes")
+    add("--seed", type=int, default=0, help="of scenes, weights and order")
+    add("--config", default="nano", help="training configuration: a name, or a .yaml file")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting of the training; may be given again",
+    )
+    add(
+        "--families",
+        nargs="+",
+        default=["frozenlake", "maze"],
+        choices=FAMILIES,
+        help="families to learn, each at its smallest level",
+    )
+    add("--scenes", type=int, default=2400, help="training scenes of each family [count]")
+    add("--held-out", type=int, default=200, help="test scenes of each family [count]")
+    add("--frames", type=int, default=20, help="frames of each family through the node [count]")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run every step and write `results.json`; see the module."""
+    if min(args.scenes, args.held_out, args.frames) < 1:
+        raise ValueError("--scenes, --held-out and --frames must be at least 1")
+    began = time.monotonic()
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = [(family, LEVELS[family][0]) for family in args.families]
+    data, run, bundle = out / "data", out / "train", out / "bundle"
+
+    _title(1, "Scenes in simulation, each with the state read back from it")
+    counts = {"train": args.scenes, "validation": 40, "test": args.held_out}
+    for split, count in counts.items():
+        for family, level in tasks:
+            _mgsd(
+                "generate", "--family", family, "--level", level, "--count", count,
+                "--split", split, "--seed", args.seed, "--size", SIZE, "--workers", _workers(),
+                "--out", data,
+            )  # fmt: skip
+
+    training = ["--config", args.config, "--data", data, "--out", run]
+    for setting in (*(f"{s}.seed={args.seed}" for s in _SEEDED), *args.set):
+        training += ["--set", setting]
+    _title(2, "Stage 0 (nano plans from text: the base) and stage 1 (what is in the picture?)")
+    _mgsd("coldstart", *training)
+    base, stage1, stage2 = (run / name / "model" for name in ("base", "stage1", "stage2"))
+    _title(3, "Stage 2: the frozen base, reading symbols, corrects the student's own answers")
+    _mgsd("distill", *training, "--student", stage1, "--teacher", base)
+
+    _title(4, "Held-out scenes: base, stage 1, MGSD, and the base reading the true state")
+    models = {"base": base, "stage 1": stage1, "MGSD": stage2}
+    results = {}
+    for name, model in models.items():
+        where = out / "evaluation" / name.replace(" ", "")
+        _mgsd("evaluate", "--model", model, "--data", data, "--out", where)
+        results[name] = json.loads((where / "results.json").read_text())
+    results["symbolic upper bound"] = results["base"]["symbolic"]
+    _print_table(results)
+
+    _title(5, "Export: two ONNX graphs, checked against transformers on golden pictures")
+    _mgsd("export", "--model", stage2, "--data", data, "--out", bundle, "--overwrite")
+
+    _title(6, "Held-out frames in a bag, through a real ROS 2 node in a process of its own")
+    frames = min(args.frames, args.held_out)
+    played = {f: _through_ros(out, data, bundle, f, frames) for f in args.families}
+
+    _title(7, "Pictures")
+    pictures = _draw(data, out, played)
+
+    gain = results["MGSD"]["macro"]["success"] - results["base"]["macro"]["success"]
+    report = {
+        "schema_version": 1,
+        "seed": args.seed,
+        "tasks": [list(task) for task in tasks],
+        "scenes": counts,
+        "seconds": round(time.monotonic() - began, 1),
+        "gain": gain,
+        "required_gain": REQUIRED_GAIN,
+        "table": {
+            name: {"macro": r["macro"], "families": r["families"]} for name, r in results.items()
+        },
+        "ros": {family: _ros_summary(answers) for family, answers in played.items()},
+    }
+    _write_json(out / "results.json", report)
+    _print_table(results)
+    print(
+        f"\nMGSD gains {100 * gain:+.1f} points of success over its base "
+        f"({report['seconds'] / 60:.1f} min in all)\n\n"
+        f"  results   {out / 'results.json'}\n"
+        f"  pictures  {pictures[0]}  and {len(pictures) - 1} more beside it\n"
+        f"  bundle    {bundle}  (mgsd plan PICTURE --bundle {bundle} --family frozenlake)\n"
+        f"  bags      {out / 'bags'}\n"
+        f"  weights   {stage2}",
+        flush=True,
+    )
+    return 0 if gain >= REQUIRED_GAIN else 1
+
+
+_SEEDED = ("backbone", "text", "coldstart", "distill")
+
+
+def _through_ros(
+    out: Path, data: Path, bundle: Path, family: str, frames: int
+) -> list[dict[str, Any]]:
+    """Record a bag, start the node, play the bag to it; return what came back of every frame."""
+    bag, answers = out / "bags" / family, out / "ros" / f"{family}.jsonl"
+    bag.parent.mkdir(parents=True, exist_ok=True)
+    _mgsd(
+        "record-bag", "--data", data, "--family", family, "--count", frames,
+        "--out", bag, "--overwrite",
+    )  # fmt: skip
+    # Nothing leaves the machine, and no other ROS system on it is disturbed.
+    environment = os.environ | {
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(loopback_profile()),
+        "ROS_DOMAIN_ID": str(40 + os.getpid() % 60),
+        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
+    }
+    with _planner_node(bundle, family, environment):
+        _mgsd("play-bag", "--bag", bag, "--rate", 50, "--timeout", _READY_TIMEOUT, "--out", answers,
+              environment=environment)  # fmt: skip
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    for line in lines[:3]:
+        came = line["played"]
+        actions = " ".join(came["answer"]["actions"] or ["no plan"])
+        print(f"  frame {line['stamp']['sec']}.{line['stamp']['nanosec']:09d}: {actions} "
+              f"({1e3 * came['seconds']:.0f} ms there and back)")  # fmt: skip
+    return lines
+
+
+@contextmanager
+def _planner_node(bundle: Path, family: str, environment: dict[str, str]) -> Iterator[None]:
+    command = [sys.executable, "-m", "mgsd_ros.planner_node", "--ros-args"]
+    for name, value in (("bundle", bundle), ("family", family), ("grid.cell_size", 0.5)):
+        command += ["-p", f"{name}:={value}"]
+    _show(["planner_node", *command[3:], "&"])
+    node = subprocess.Popen(command, env=environment)
+    try:
+        yield
+    finally:
+        node.send_signal(signal.SIGINT)
+        try:
+            node.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
+    if node.returncode != 0:
+        raise OSError(f"the planner node ended with status {node.returncode}")
+
+
+def loopback_profile() -> Path:
+    """Return the Fast DDS profile that keeps everything on this machine.
+
+    Raises:
+        FileNotFoundError: it is neither in a checkout nor where installation puts it.
+    """
+    name = "fastdds_loopback.xml"
+    places = [Path(__file__).parents[1] / "config", Path(sys.prefix) / "share/mgsd_ros/config"]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, places))}")
+
+
+def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> list[Path]:
+    """Draw the plan that came back over ROS on every frame; return the files, the sheet first."""
+    from PIL import Image
+
+    from sim.dataset import load_episodes
+    from sim.drawing import contact_sheet, draw_plan
+
+    folder = out / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    files, shown = [], []
+    for family, lines in played.items():
+        episodes = load_episodes(data, "test", family, limit=len(lines))
+        for i, (episode, line) in enumerate(zip(episodes, lines, strict=True)):
+            answer = line["played"]["answer"]
+            actions = tuple(Action(a) for a in answer["actions"] or ())
+            outcome = simulate(episode.state, actions)
+            verdict = "reaches the goal" if outcome.success else f"fails: {outcome.failure}"
+            said = " ".join(map(str, actions)) or "no plan"
+            path = [tuple(cell) for cell in answer["path"]] or list(outcome.path)
+            picture = draw_plan(
+                episode.image, path, _projection(episode), actions, f"{said}: {verdict}"
+            )
+            file = folder / f"{family}-{i:02d}.png"
+            Image.fromarray(picture).save(file)
+            files.append(file)
+            if i < _SHEET_COLUMNS:
+                shown.append(picture)
+    sheet = folder / "sheet.png"
+    Image.fromarray(contact_sheet(shown, _SHEET_COLUMNS)).save(sheet)
+    return [sheet, *files]
+
+
+def _projection(episode: Episode) -> CellToPixel:
+    """Return the map from a cell to the pixel of its centre that the episode's camera gives."""
+    import numpy as np
+
+    from sim.scene import cell_centre
+
+    def to_pixel(cell: Cell) -> tuple[float, float]:
+        place = np.array([[*cell_centre(cell, episode.state.size), 0.0]])
+        u, v = episode.camera.project(place)[0]
+        return float(u), float(v)
+
+    return to_pixel
+
+
+_SHEET_COLUMNS = 5
+
+
+def _ros_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    answered = [line["played"] for line in lines if line["played"]]
+    waits = sorted(a["seconds"] for a in answered)
+    return {
+        "frames": len(lines),
+        "answered": len(answered),
+        "with_plan": sum(a["answer"]["actions"] is not None for a in answered),
+        "median_seconds_there_and_back": waits[len(waits) // 2] if waits else None,
+    }
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    from mgsd_core.evaluate import table
+
+    print("\n" + table(list(results.items())), flush=True)
+
+
+def _title(number: int, text: str) -> None:
+    print(f"\n[{number}/7] {text}", flush=True)
+
+
+def _show(words: Sequence[object]) -> None:
+    print(f"  $ {shlex.join(map(str, words))}", flush=True)
+
+
+def _mgsd(*words: object, environment: dict[str, str] | None = None) -> None:
+    """Run one command of `mgsd` in a process of its own; its progress goes to the terminal."""
+    _show(["mgsd", *words])
+    command = [sys.executable, "-m", "mgsd_core.cli", *map(str, words)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise DemoError(f"mgsd {words[0]} ended with status {done.returncode}; see above")
+
+
+class DemoError(ValueError):
+    """A step that failed; what it said stands above."""
+
+
+def _workers() -> int:
+    return min(os.cpu_count() or 1, 2)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,187 @@
+"""The parameters of the planner node: one dataclass is the declaration, the check and the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mgsd_ros.grid_frame import GridFrame
+from sim import FAMILIES
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+#: Parameters that ROS itself gives to every node: `warn_unknown` says nothing about these.
+_ROS_PARAMETERS = ("use_sim_time", "start_type_description_service")
+_ROS_PREFIXES = ("qos_overrides.",)
+
+RELIABILITIES = ("best_effort", "reliable")
+
+
+class ParameterError(ValueError):
+    """A parameter of the wrong type or out of range; the message names it."""
+
+
+def _parameter(
+    name: str,
+    default: object,
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "name": name,
+            "description": description,
+            "minimum": minimum,
+            "maximum": maximum,
+            "choices": choices,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerParameters:
+    """What the node can be told; every field's metadata hold its ROS name, text and range.
+
+    Raises:
+        ParameterError: a value is of another type, not finite, out of range or none of the choices.
+    """
+
+    bundle: str = _parameter("bundle", "", "Directory of the bundle to plan with.")
+    family: str = _parameter(
+        "family", "frozenlake", "Family of tasks that the camera sees.", choices=FAMILIES
+    )
+    backend: str = _parameter(
+        "backend", "auto", "Engine to run the bundle on; auto takes the fastest that works here."
+    )
+    reliability: str = _parameter(
+        "reliability",
+        "best_effort",
+        "Reliability of the image subscription. A reliable one receives nothing from a camera "
+        "that publishes best effort.",
+        choices=RELIABILITIES,
+    )
+    max_frame_age: float = _parameter(
+        "max_frame_age",
+        0.0,
+        "Frames whose stamp is older than this are dropped [s]; 0 takes every frame.",
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    grid_frame_id: str = _parameter(
+        "grid.frame_id", "map", "Frame that the grid's place is given in, and that of ~/plan."
+    )
+    grid_origin_x: float = _parameter(
+        "grid.origin_x", 0.0, "Centre of cell (0, 0) [m].", minimum=-1e6, maximum=1e6
+    )
+    grid_origin_y: float = _parameter(
+        "grid.origin_y", 0.0, "Centre of cell (0, 0) [m].", minimum=-1e6, maximum=1e6
+    )
+    grid_yaw: float = _parameter(
+        "grid.yaw",
+        0.0,
+        "Direction in which columns increase, counter-clockwise from x [rad].",
+        minimum=-math.tau,
+        maximum=math.tau,
+    )
+    grid_cell_size: float = _parameter(
+        "grid.cell_size",
+        0.0,
+        "Side of a cell [m]; 0 means not calibrated: ~/plan then stays empty and ~/actions alone "
+        "carries the plan.",
+        minimum=0.0,
+        maximum=1e3,
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.grid_cell_size > 0 and not self.grid_frame_id:
+            raise ParameterError("parameter grid.frame_id must not be empty with a calibrated grid")
+
+    def grid(self) -> GridFrame | None:
+        """Return where the grid lies, or None when it is not calibrated."""
+        if self.grid_cell_size == 0:
+            return None
+        return GridFrame(
+            self.grid_frame_id,
+            self.grid_origin_x,
+            self.grid_origin_y,
+            self.grid_yaw,
+            self.grid_cell_size,
+        )
+
+
+def declare(node: Node) -> PlannerParameters:
+    """Declare every parameter on a node and return the values it was started with.
+
+    They are read-only: the bundle and the engine are loaded once, and a value that changed without
+    effect would be a lie.
+
+    Raises:
+        ParameterError: a given value is of the wrong type or out of range.
+    """
+    from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+    from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+
+    values = {}
+    for field in dataclasses.fields(PlannerParameters):
+        about = field.metadata
+        descriptor = ParameterDescriptor(description=about["description"], read_only=True)
+        if about["minimum"] is not None:
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=about["minimum"], to_value=about["maximum"])
+            ]
+        if about["choices"]:
+            descriptor.additional_constraints = f"one of: {', '.join(about['choices'])}"
+        try:
+            parameter = node.declare_parameter(about["name"], field.default, descriptor)
+        except InvalidParameterTypeException as error:
+            kind = "a decimal number (1.0, not 1)" if isinstance(field.default, float) else "text"
+            raise ParameterError(f"parameter {about['name']} must be {kind}") from error
+        except InvalidParameterValueException as error:
+            raise ParameterError(
+                f"parameter {about['name']} must be from {about['minimum']} to {about['maximum']}"
+            ) from error
+        values[field.name] = parameter.value
+    return PlannerParameters(**values)
+
+
+def warn_unknown(node: Node) -> list[str]:
+    """Log a warning for every given parameter that the node does not have; return their names."""
+    # rclpy keeps what it was given here and offers no public way to read the undeclared ones.
+    given: Mapping[str, object] = node._parameter_overrides
+    known = {field.metadata["name"] for field in dataclasses.fields(PlannerParameters)}
+    unknown = [
+        name
+        for name in sorted(given)
+        if name not in known and name not in _ROS_PARAMETERS and not name.startswith(_ROS_PREFIXES)
+    ]
+    for name in unknown:
+        node.get_logger().warning(
+            f"parameter {name} is not one of this node's and has no effect; "
+            f"it has: {', '.join(sorted(known))}"
+        )
+    return unknown
+
+
+def _check(field: dataclasses.Field[Any], value: object) -> None:
+    about, kind = field.metadata, type(field.default)
+    if type(value) is not kind:
+        raise ParameterError(f"parameter {about['name']} must be a {kind.__name__}, not {value!r}")
+    if about["choices"] and value not in about["choices"]:
+        raise ParameterError(
+            f"parameter {about['name']} must be one of {', '.join(about['choices'])}, not {value!r}"
+        )
+    if isinstance(value, float) and not about["minimum"] <= value <= about["maximum"]:
+        raise ParameterError(
+            f"parameter {about['name']} must be from {about['minimum']} to {about['maximum']}, "
+            f"not {value}"
+        )

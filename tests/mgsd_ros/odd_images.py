@@ -1,0 +1,51 @@
+"""Bags with images that no camera should send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgsd_ros.bags import IMAGE_TOPIC, TYPESTORE, get_typestore, new_bag
+
+IMAGE = "sensor_msgs/msg/Image"
+
+
+def write_images(
+    path: Path, topics: dict[str, list[dict[str, Any]]], storage: str = "mcap"
+) -> None:
+    """Write sensor_msgs/Image messages with the given fields, 0.1 s apart from 1 s on."""
+    store = get_typestore(TYPESTORE)
+    time, header = store.types["builtin_interfaces/msg/Time"], store.types["std_msgs/msg/Header"]
+    with new_bag(path, storage, overwrite=False) as writer:
+        for topic, images in topics.items():
+            connection = writer.add_connection(topic, IMAGE, typestore=store)
+            for number, fields in enumerate(images):
+                stamp = 10**9 + number * 10**8
+                own = header(time(stamp // 10**9, stamp % 10**9), "camera")
+                message = store.types[IMAGE](header=own, is_bigendian=0, **fields)
+                writer.write(connection, stamp, store.serialize_cdr(message, IMAGE))
+
+
+def fields(rgb: np.ndarray, **changes: Any) -> dict[str, Any]:
+    """Return the fields of an rgb8 image, with changes."""
+    height, width, _ = rgb.shape
+    own = {"height": height, "width": width, "encoding": "rgb8", "step": 3 * width}
+    return own | {"data": rgb.reshape(-1)} | changes
+
+
+def write_odd_bag(path: Path, rgb: np.ndarray) -> None:
+    """Write what the fixture `odd_bag` promises."""
+    nothing = np.zeros(0, np.uint8)
+    camera = [
+        fields(rgb),
+        fields(rgb, step=100),
+        fields(rgb, data=rgb.reshape(-1)[:1000]),
+        fields(rgb, encoding="jpeg2000"),
+        fields(rgb, height=0, width=0, step=0, data=nothing),
+        fields(rgb, encoding="32FC1"),
+        fields(rgb),
+    ]
+    noise = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    write_images(path, {IMAGE_TOPIC: camera, "/noise": [fields(picture) for picture in noise]})
