@@ -31,9 +31,7 @@ def trained_backbone(lake_episodes):
     from mgsd_core.coldstart import supervised_loss
     from mgsd_core.model import NanoConfig, build_nano
 
-    sizes = NanoConfig(
-        hidden=96, layers=2, heads=3, kv_heads=1, intermediate=192, vision_layers=2
-    )
+    sizes = NanoConfig(hidden=96, layers=2, heads=3, kv_heads=1, intermediate=192, vision_layers=2)
     backbone = build_nano(sizes, image_size=128, seed=0)
     prompt = prompts.student_prompt("frozenlake", "brief")
     samples = [(prompt, prompts.response_text(e.state, e.plan)) for e in lake_episodes]

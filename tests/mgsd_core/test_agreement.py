@@ -19,7 +19,7 @@ def test_onnx_runtime_says_what_transformers_says_on_held_out_pictures(
     episodes = generate_episodes("frozenlake", 3, "test", seed=0, count=HELD_OUT, size=128)
     images = [e.image for e in episodes]
     asked = prompt_ids(trained_backbone, prompts.student_prompt("frozenlake", "brief"))
-    limit = read_bundle(bundle_dir).manifest.max_new_tokens["frozenlake"]
+    limit = read_bundle(bundle_dir).manifest.prompts["frozenlake"].max_new_tokens
     responses = generate(trained_backbone, [asked] * HELD_OUT, np.stack(images), limit)
     expected = [trained_backbone.tokenizer.decode(r, skip_special_tokens=True) for r in responses]
     planner = Planner.load(bundle_dir, family="frozenlake")

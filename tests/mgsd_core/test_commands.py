@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mgsd_core.cli import main
+from sim.dataset import write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    # Seeds 0 to 15 of train are the pictures that the small student knows by heart.
+    write_dataset(path, [("frozenlake", 3)], "train", seed=0, count=16)
+    write_dataset(path, [("frozenlake", 3), ("frozenlake", 4)], "test", seed=0, count=3)
+    return path
+
+
+def _evaluate(model, data, out, *more):
+    return main(["evaluate", "--model", str(model), "--data", str(data), "--out", str(out), *more])
+
+
+def test_evaluate_writes_what_other_programs_read(model_dir, data, tmp_path, capsys):
+    assert _evaluate(model_dir, data, tmp_path, "--split", "train") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["macro"]["success"] == results["macro"]["optimal"] == 1.0
+    level = results["families"]["frozenlake"]["levels"]["3"]
+    assert (level["success"], level["state"], level["count"]) == (1.0, 1.0, 16)
+    assert set(level["fields"]) == {"size", "start", "goal", "holes"}
+    # The student has never read symbols: the other input is worse, and the gap says so.
+    assert results["symbolic"]["macro"]["success"] < 1.0
+    assert results["modality_gap"] == results["symbolic"]["macro"]["success"] - 1.0
+    lines = (tmp_path / "responses_image.jsonl").read_text().splitlines()
+    assert len(lines) == 16
+    assert all(json.loads(line)["success"] for line in lines)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["success"] == 1.0
+    assert "100.0" in printed.err
+
+
+def test_evaluate_takes_levels_inputs_and_limits(model_dir, data, tmp_path):
+    assert _evaluate(model_dir, data, tmp_path, "--input", "image", "--limit", "2") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["families"]["frozenlake"]["levels"]) == {"3", "4"}
+    assert results["count"] == 4
+    assert "symbolic" not in results
+    assert not (tmp_path / "responses_text.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--split", "holdout"), "unknown split 'holdout'"),
+        (("--split", "validation"), "holds no validation episodes"),
+        (("--limit", "0"), "at least 1"),
+        (("--data", "nowhere"), "nowhere: no such directory"),
+        (("--model", "nowhere"), "cannot load a Qwen3-VL model from nowhere"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_write_nothing(
+    model_dir, data, tmp_path, capsys, arguments, says
+):
+    out = tmp_path / "out"
+    assert _evaluate(model_dir, data, out, *arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_truncated_shard_is_one_line(model_dir, data, tmp_path, capsys):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    shard = copy / "frozenlake-3-test-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-200])
+    assert _evaluate(model_dir, copy, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert str(shard) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["coldstart", "distill"])
+def test_training_needs_data_and_says_so(model_dir, tmp_path, capsys, command):
+    words = [command, "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    if command == "distill":
+        words += ["--student", str(model_dir), "--teacher", str(model_dir)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "no such directory" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy():
+    code = (
+        "import sys; from mgsd_core.cli import build_parser; build_parser().format_help();"
+        "print([m for m in ('torch', 'transformers', 'onnxruntime', 'rclpy', 'panda3d')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ("generate", "coldstart", "distill", "evaluate", "export", "plan", "demo"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert f"mgsd {command}" in capsys.readouterr().out
