@@ -84,7 +84,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def _coldstart(args: argparse.Namespace) -> int:
     from mgsd_core.coldstart import train_coldstart, train_text
     from mgsd_core.config import config_dict, load_config
-    from mgsd_core.model import build_nano, load_backbone
+    from mgsd_core.model import build_nano, default_device, load_backbone
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
 
@@ -92,6 +92,7 @@ def _coldstart(args: argparse.Namespace) -> int:
     settings = config.backbone
     if settings.path is None:
         backbone = build_nano(settings.nano, settings.image_size, settings.seed)
+        backbone.model.to(default_device())
         scenes = load_scenes(args.data, "train", backbone.image)
         base = train_text(
             backbone,
@@ -102,7 +103,7 @@ def _coldstart(args: argparse.Namespace) -> int:
         )
     else:
         backbone = load_backbone(settings.path, settings.image_size, settings.prompt_style)
-        backbone.model.float()
+        backbone.model.float().to(default_device())
         scenes = load_scenes(args.data, "train", backbone.image)
         base = Path(settings.path)
     final = train_coldstart(
@@ -153,13 +154,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from mgsd_core.evaluate import evaluate, record_dict, summarise, table
-    from mgsd_core.model import load_backbone
+    from mgsd_core.model import default_device, load_backbone
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
 
     if args.batch < 1 or (args.limit is not None and args.limit < 1):
         raise ValueError("--batch and --limit must be at least 1")
     backbone = load_backbone(args.model)
+    backbone.model.to(default_device())
     scenes = load_scenes(args.data, args.split, backbone.image, limit=args.limit)
     sources = ("image", "text") if args.input == "both" else (args.input,)
     results: dict[str, Any] = {}
@@ -194,10 +196,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _load(path: Path, config: Config) -> Backbone:
-    from mgsd_core.model import load_backbone
+    from mgsd_core.model import default_device, load_backbone
 
     backbone = load_backbone(path, config.backbone.image_size, config.backbone.prompt_style)
-    backbone.model.float()
+    backbone.model.float().to(default_device())
     return backbone
 
 

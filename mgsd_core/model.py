@@ -274,13 +274,18 @@ def load_backbone(path: str | Path, image_size: int | None = None, style: str = 
     return Backbone(_with_linear_patches(model.eval()), tokenizer, spec, style)
 
 
+def default_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _with_linear_patches(
     model: Qwen3VLForConditionalGeneration,
 ) -> Qwen3VLForConditionalGeneration:
     """Compute the patch embedding as a matrix product; weights and their names stay as they are.
 
     The kernel covers a whole patch, so the convolution is one product, and on a CPU Conv3d takes
-    seven times as long for it, forward and backward (2432 patches, nano's sizes, one core).
+    over eight times as long for it, forward and backward (benchmarks/patch_embedding.py).
     """
     embed = model.model.visual.patch_embed
 

@@ -191,7 +191,7 @@ def _check_same_run(out: Path, wanted: dict[str, Any]) -> None:
         except ValueError:
             raise TrainingError(f"{file} is damaged; remove {out} to train again") from None
         raise TrainingError(
-            f"{out} belongs to a run with other settings ({_difference(was, wanted)}); "
+            f"{out} belongs to a run with other settings ({_difference(was, json.loads(text))}); "
             "give another directory or remove it"
         )
     temporary = file.with_suffix(".tmp")
