@@ -1,5 +1,5 @@
 # setup makes .venv and installs everything the other targets need; a second run does nothing.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
