@@ -242,13 +242,16 @@ def load_backbone(path: str | Path, image_size: int | None = None, style: str = 
     """Load a backbone: a directory that `save_backbone` wrote, or Qwen3-VL weights by path or name.
 
     Args:
-        path: directory, or a name that transformers resolves.
+        path: directory; a text, unlike a `Path`, may also be a name that transformers resolves.
         image_size: picture side [px], needed for weights without `mgsd.json`.
         style: prompt style for weights without `mgsd.json`.
 
     Raises:
         BackboneError: not there, not a Qwen3-VL, or its tokenizer does not fit.
     """
+    if isinstance(path, Path) and not path.is_dir():
+        # Else transformers would take a mistyped path for a name and ask its hub for it.
+        raise BackboneError(f"{path}: no such directory of weights")
     metadata = _read_metadata(Path(path))
     try:
         model = Qwen3VLForConditionalGeneration.from_pretrained(

@@ -58,7 +58,7 @@ def test_evaluate_takes_levels_inputs_and_limits(model_dir, data, tmp_path):
         (("--split", "validation"), "holds no validation episodes"),
         (("--limit", "0"), "at least 1"),
         (("--data", "nowhere"), "nowhere: no such directory"),
-        (("--model", "nowhere"), "cannot load a Qwen3-VL model from nowhere"),
+        (("--model", "nowhere"), "nowhere: no such directory of weights"),
     ],
 )
 def test_bad_arguments_are_one_line_and_write_nothing(

@@ -68,6 +68,9 @@ def test_placeholders_and_control_tokens_are_suppressed_but_the_end_of_turn_is_n
 def _damage(path, name):
     if name == "nothing there":
         shutil.rmtree(path)
+    elif name == "empty":
+        for file in path.iterdir():
+            file.unlink()
     elif name == "cut weights":
         weights = path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -87,7 +90,8 @@ def _damage(path, name):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nothing there", "cannot load"),
+        ("nothing there", "no such directory of weights"),
+        ("empty", "cannot load"),
         ("cut weights", "cannot load"),
         ("damaged metadata", "damaged"),
         ("other prompts", "other prompts"),
