@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sim.files import write_file
 
 if TYPE_CHECKING:
     from mgsd_core.config import Config
@@ -173,7 +174,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         results[source] = summarise(records)
         rows.append((source, results[source]))
         lines = "".join(json.dumps(record_dict(r)) + "\n" for r in records)
-        _write(args.out / f"responses_{source}.jsonl", lines)
+        write_file(args.out / f"responses_{source}.jsonl", lines)
     # The first source stands at the top, where other programs look for it.
     report = {
         "schema_version": 1,
@@ -189,7 +190,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         report["modality_gap"] = (
             results["text"]["macro"]["success"] - results["image"]["macro"]["success"]
         )
-    _write(args.out / "results.json", json.dumps(report, indent=1) + "\n")
+    write_file(args.out / "results.json", json.dumps(report, indent=1) + "\n")
     print(table(rows), file=sys.stderr)
     print(json.dumps({"results": str(args.out / "results.json"), **report["macro"]}))
     return 0
@@ -201,9 +202,3 @@ def _load(path: Path, config: Config) -> Backbone:
     backbone = load_backbone(path, config.backbone.image_size, config.backbone.prompt_style)
     backbone.model.float().to(default_device())
     return backbone
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sim.files import write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +84,6 @@ def _drawn(rgb: NDArray[np.uint8], response: Response) -> NDArray[np.uint8]:
 def _write_png(path: Path, rgb: NDArray[np.uint8]) -> None:
     from PIL import Image
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    Image.fromarray(rgb).save(temporary, "PNG")
-    os.replace(temporary, path)
+    data = io.BytesIO()
+    Image.fromarray(rgb).save(data, "PNG")
+    write_file(path, data.getbuffer())

@@ -7,7 +7,6 @@ style), so transformers opens it like any other Qwen3-VL.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from transformers.utils import logging
 from mgsd_core import prompts
 from mgsd_core.runtime.preprocess import ImageSpec
 from sim import FAMILIES, LEVELS, sample, solve
+from sim.files import write_file
 
 METADATA = "mgsd.json"
 
@@ -309,9 +309,7 @@ def save_backbone(backbone: Backbone, path: Path) -> None:
         "prompt_style": backbone.style,
         "prompts_digest": prompts.prompts_digest(backbone.style),
     }
-    temporary = path / f"{METADATA}.tmp"
-    temporary.write_text(json.dumps(metadata, indent=1) + "\n")
-    os.replace(temporary, path / METADATA)
+    write_file(path / METADATA, json.dumps(metadata, indent=1) + "\n")
 
 
 def _read_metadata(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mgsd_core.config import StageConfig, config_dict
 from mgsd_core.model import Backbone, save_backbone
+from sim.files import write_file
 
 #: Loss of one step and what to log beside it.
 StepFunction = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
@@ -70,6 +71,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _check_same_run(out, wanted)
     if final.is_dir():
+        _remove_checkpoints(out)  # a kill may have come between the weights and this
         weights = load_file(final / "model.safetensors")
         backbone.model.load_state_dict(weights, strict=False)
         backbone.model.tie_weights()
@@ -130,8 +132,7 @@ def train(
     temporary = _fresh(out / "model.tmp")
     save_backbone(backbone, temporary)
     os.replace(temporary, final)
-    for old in out.glob("checkpoint-*"):
-        shutil.rmtree(old)
+    _remove_checkpoints(out)
     return final
 
 
@@ -194,9 +195,7 @@ def _check_same_run(out: Path, wanted: dict[str, Any]) -> None:
             f"{out} belongs to a run with other settings ({_difference(was, json.loads(text))}); "
             "give another directory or remove it"
         )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    write_file(file, text)
 
 
 def _difference(was: Any, now: Any, where: str = "") -> str:
@@ -268,6 +267,11 @@ def _save_checkpoint(
         shutil.rmtree(old)
 
 
+def _remove_checkpoints(out: Path) -> None:
+    for old in out.glob("checkpoint-*"):
+        shutil.rmtree(old)
+
+
 def _fresh(path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     return path
@@ -278,9 +282,7 @@ class _Metrics:
 
     def __init__(self, path: Path, first: int) -> None:
         kept = path.read_text().splitlines()[:first] if path.is_file() and first else []
-        temporary = path.with_suffix(".part")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(temporary, path)
+        write_file(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)  # by lines, to be watched while it grows
 
     def write(self, line: dict[str, float]) -> None:

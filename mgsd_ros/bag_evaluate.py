@@ -19,8 +19,8 @@ from mgsd_core.runtime import ImageError, Planner, Response
 from mgsd_ros.answers import answer_to_dict, failure_to_dict, to_json
 from mgsd_ros.bags import BagError, BagFrame, count_frames, open_bag, read_frames
 from mgsd_ros.conversions import ConversionError, rgb_from_image
-from mgsd_ros.files import write_text
 from sim import state_to_dict
+from sim.files import write_file
 
 SCHEMA_VERSION = 1
 
@@ -87,9 +87,9 @@ def evaluate_bag(
         **summarise(records),
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "frames.jsonl", "".join(to_json(line) + "\n" for line in lines))
-    write_text(out / "timings.json", _indented({"stages": stage_times(timings), "frames": timings}))
-    write_text(out / "results.json", _indented(summary))
+    write_file(out / "frames.jsonl", "".join(to_json(line) + "\n" for line in lines))
+    write_file(out / "timings.json", _indented({"stages": stage_times(timings), "frames": timings}))
+    write_file(out / "results.json", _indented(summary))
     return summary | {"stages": stage_times(timings)}
 
 

@@ -170,7 +170,7 @@ def run_play_bag(args: argparse.Namespace) -> int:
 
     from mgsd_ros.bag_play import play_frames
     from mgsd_ros.bags import BagError, count_frames, open_bag, read_frames
-    from mgsd_ros.files import write_text
+    from sim.files import write_file
 
     for name in ("rate", "timeout"):
         value = getattr(args, name)
@@ -191,6 +191,6 @@ def run_play_bag(args: argparse.Namespace) -> int:
                 answered += back is not None
         finally:
             rclpy.try_shutdown()
-    write_text(args.out, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    write_file(args.out, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
     print(json.dumps({"frames": len(lines), "answered": answered, "out": str(args.out)}))
     return 0 if answered == len(lines) else 1

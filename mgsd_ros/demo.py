@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import FAMILIES, LEVELS, Action, Cell, simulate
+from sim.files import write_file
 
 if TYPE_CHECKING:
     from sim.dataset import Episode
@@ -132,7 +133,7 @@ def run_demo(args: argparse.Namespace) -> int:
         },
         "ros": {family: _ros_summary(answers) for family, answers in played.items()},
     }
-    _write_json(out / "results.json", report)
+    write_file(out / "results.json", json.dumps(report, indent=1) + "\n")
     _print_table(results)
     print(
         f"\nMGSD gains {100 * gain:+.1f} points of success over its base "
@@ -301,9 +302,3 @@ class DemoError(ValueError):
 
 def _workers() -> int:
     return min(os.cpu_count() or 1, 2)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -32,6 +32,7 @@ from PIL import Image
 
 from sim.actions import FAMILIES, Plan, check_family, format_plan, parse_plan
 from sim.camera import Camera
+from sim.files import write_file
 from sim.planning import solve
 from sim.readback import checked_state
 from sim.sampling import LEVELS, SPLITS, check_level, check_split, sample_split
@@ -375,21 +376,8 @@ def _write_rows(path: Path, rows: list[dict[str, Any]], shard: dict[str, Any]) -
     table = pa.Table.from_pylist(rows, schema=_COLUMNS.with_metadata(metadata))
     data = io.BytesIO()
     pq.write_table(table, data, compression="zstd", row_group_size=100, write_page_checksum=True)
-    _write_file(path, data.getbuffer())
+    write_file(path, data.getbuffer())
     return hashlib.sha256(data.getbuffer()).hexdigest()
-
-
-def _write_file(path: Path, data: bytes | memoryview) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _is_finished(out: Path, shard: Shard, known: dict[str, Any]) -> bool:
@@ -449,7 +437,7 @@ def _read_index(out: Path) -> dict[str, Any]:
 
 
 def _write_index(out: Path, index: dict[str, Any]) -> None:
-    _write_file(out / INDEX_NAME, (json.dumps(index, indent=1, sort_keys=True) + "\n").encode())
+    write_file(out / INDEX_NAME, json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 # --- Reading ---
