@@ -56,6 +56,7 @@ def _register_record(subparsers: argparse._SubParsersAction) -> None:
     add("--split", default="test", help="train, validation or test")
     add("--seed", type=int, default=0, help="first seed of frames drawn now")
     add("--size", type=int, default=128, help="side of frames drawn now [px]")
+    add("--styles", default="varied", help="of frames drawn now: plain, overhead or varied")
     add("--rate", type=float, default=10.0, help="frames a second [Hz]")
     add("--storage", choices=("sqlite3", "mcap"), default="mcap", help="format of the bag")
     add("--out", type=Path, required=True, help="the bag, a directory that does not exist yet")
@@ -90,7 +91,9 @@ def _episodes(args: argparse.Namespace) -> Iterator[Episode]:
     if args.data is not None:
         return iter_episodes(args.data, args.split, args.family, args.level, args.count)
     count = 30 if args.count is None else args.count
-    return generate_episodes(args.family, args.level, args.split, args.seed, count, args.size)
+    return generate_episodes(
+        args.family, args.level, args.split, args.seed, count, args.size, styles=args.styles
+    )
 
 
 def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
@@ -157,6 +160,7 @@ def _register_play(subparsers: argparse._SubParsersAction) -> None:
     add("--topic", default=_IMAGE_TOPIC, help="topic of the images in the bag")
     add("--image", default="/image_raw", help="topic to publish the images on")
     add("--node", default="/planner", help="full name of the node")
+    add("--styles", default="varied", help="of frames drawn now: plain, overhead or varied")
     add("--rate", type=float, default=10.0, help="most frames a second [Hz]")
     add("--timeout", type=float, default=10.0, help="longest wait for a plan [s]")
     add("--out", type=Path, required=True, help="file of the answers (JSON lines)")

@@ -1,4 +1,4 @@
-"""A pinhole camera: where a point in metres lands in the picture, and back.
+"""A camera: where a point in metres lands in the picture, and back.
 
 World frame: x to the right of the picture of a camera that looks straight down, y to its top, z up;
 metres. Camera frame: the optical convention of OpenCV and ROS, x right, y down, z forward. Pixels:
@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+#: What a camera may be. An orthographic one sees along parallel rays; its focal lengths are then
+#: pixels per metre.
+PROJECTIONS = ("pinhole", "orthographic")
+
 #: Ends of a picture's width and height that any camera accepts [px].
 MIN_SIDE, MAX_SIDE = 1, 1 << 14
 
@@ -30,9 +34,10 @@ class Camera:
 
     Attributes:
         width, height: of the picture [px].
-        fx, fy: focal lengths [px].
+        fx, fy: focal lengths [px], of an orthographic camera [px/m].
         cx, cy: principal point [px].
         pose: 4 × 4 rigid transform, rows of floats, that takes camera coordinates to the world [m].
+        projection: one of `PROJECTIONS`.
 
     Raises:
         CameraError: a field is not finite, out of range, or `pose` is no rigid transform.
@@ -45,8 +50,14 @@ class Camera:
     cx: float
     cy: float
     pose: tuple[tuple[float, ...], ...]
+    projection: str = "pinhole"
 
     def __post_init__(self) -> None:
+        if self.projection not in PROJECTIONS:
+            raise CameraError(
+                f"camera projection must be one of {', '.join(PROJECTIONS)}, not "
+                f"{self.projection!r}"
+            )
         for name in ("width", "height"):
             side = getattr(self, name)
             if isinstance(side, bool) or not isinstance(side, int):
@@ -68,11 +79,13 @@ class Camera:
         width: int,
         height: int,
         focal: float,
+        projection: str = "pinhole",
     ) -> Camera:
         """Return a camera at `eye` [m] whose picture's centre shows `target` [m].
 
-        `up` is a world direction that the picture shows upwards; `focal` is in pixels, the same in
-        both directions. Raises CameraError where `up` or `eye` leave the pose undefined.
+        `up` is a world direction that the picture shows upwards; `focal` is in pixels
+        (orthographic: pixels per metre), the same in both directions. Raises CameraError where `up`
+        or `eye` leave the pose undefined.
         """
         forward = np.subtract(target, eye).astype(np.float64)
         right = np.cross(forward, np.asarray(up, np.float64))
@@ -84,11 +97,20 @@ class Camera:
         pose[:3, 0], pose[:3, 1], pose[:3, 2] = right, np.cross(forward, right), forward
         pose[:3, 3] = eye
         centre = ((width - 1) / 2, (height - 1) / 2)
-        return cls(width, height, focal, focal, *centre, tuple(map(tuple, pose.tolist())))
+        rows = tuple(map(tuple, pose.tolist()))
+        return cls(width, height, focal, focal, *centre, rows, projection)
 
     def matrix(self) -> NDArray[np.float64]:
         """Return the pose as float64 [4, 4], camera to world."""
         return np.array(self.pose, np.float64)
+
+    def projection_matrix(self) -> NDArray[np.float64]:
+        """Return float64 [3, 4]: homogeneous world points (x, y, z, 1) [m] to w (u, v, 1) [px]."""
+        to_camera = np.linalg.inv(self.matrix())
+        intrinsics = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+        if self.projection == "orthographic":
+            to_camera[2] = (0, 0, 0, 1)
+        return intrinsics @ to_camera[:3]
 
     def project(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return the pixels (u, v) float64 [N, 2] of world points [N, 3] in metres.
@@ -98,6 +120,8 @@ class Camera:
         pose = self.matrix()
         seen = (np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3]) @ pose[:3, :3]
         z = np.where(seen[:, 2] > 0, seen[:, 2], np.nan)
+        if self.projection == "orthographic":
+            z = z / z
         u = self.fx * seen[:, 0] / z + self.cx
         v = self.fy * seen[:, 1] / z + self.cy
         return np.stack([u, v], axis=1)
@@ -107,26 +131,37 @@ class Camera:
         pose = self.matrix()
         return (np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3]) @ pose[:3, 2]
 
-    def rays(self, pixels: ArrayLike) -> NDArray[np.float64]:
-        """Return world directions float64 [N, 3] through pixels [N, 2], of depth 1 m each."""
+    def rays(self, pixels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return where the rays through pixels [N, 2] start and their directions of depth 1 m.
+
+        World frame, float64 [N, 3] each, metres; all start in the camera's plane.
+        """
         uv = np.atleast_2d(np.asarray(pixels, np.float64))
         x, y = (uv[:, 0] - self.cx) / self.fx, (uv[:, 1] - self.cy) / self.fy
-        return np.stack([x, y, np.ones_like(x)], axis=1) @ self.matrix()[:3, :3].T
+        sideways = np.stack([x, y, np.zeros_like(x)], axis=1)
+        ahead = np.tile([0.0, 0.0, 1.0], (len(x), 1))
+        pose = self.matrix()
+        rotation, eye = pose[:3, :3], pose[:3, 3]
+        if self.projection == "orthographic":
+            return sideways @ rotation.T + eye, ahead @ rotation.T
+        return np.tile(eye, (len(x), 1)), (sideways + ahead) @ rotation.T
 
     def to_ground(self, pixels: ArrayLike, z: float = 0.0) -> NDArray[np.float64]:
         """Return where the rays through pixels [N, 2] meet the plane at height `z`: [N, 3] [m].
 
         Rays that never meet it in front of the camera give NaN.
         """
-        directions, eye = self.rays(pixels), self.matrix()[:3, 3]
+        starts, directions = self.rays(pixels)
         with np.errstate(divide="ignore", invalid="ignore"):
-            depth = (z - eye[2]) / directions[:, 2]
+            depth = (z - starts[:, 2]) / directions[:, 2]
         depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.nan)
-        return eye + depth[:, None] * directions
+        return starts + depth[:, None] * directions
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary that `from_dict` reads back to an equal camera."""
-        intrinsics = {name: getattr(self, name) for name in ("width", "height", *_FLOATS)}
+        intrinsics = {
+            name: getattr(self, name) for name in ("projection", "width", "height", *_FLOATS)
+        }
         return intrinsics | {"pose": [list(row) for row in self.pose]}
 
     @classmethod
@@ -136,7 +171,7 @@ class Camera:
         Raises:
             CameraError: a field is missing, unknown, or wrong.
         """
-        fields = {"width", "height", *_FLOATS, "pose"}
+        fields = {"projection", "width", "height", *_FLOATS, "pose"}
         if not isinstance(data, Mapping) or set(data) != fields:
             raise CameraError(f"a camera must be an object with the fields {sorted(fields)}")
         return cls(**data)
@@ -177,8 +212,8 @@ def _rigid(pose: object) -> tuple[tuple[float, ...], ...]:
         raise CameraError("camera pose must be 4 rows of 4 finite numbers")
     rotation = matrix[:3, :3]
     if (
-        not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
-        or np.linalg.det(rotation) < 0
+        np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-6
+        or np.cross(rotation[0], rotation[1]) @ rotation[2] < 0
         or matrix[3].tolist() != [0, 0, 0, 1]
     ):
         raise CameraError("camera pose must be a rotation and a translation, last row 0 0 0 1")

@@ -14,7 +14,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "generate",
         help="draw scenes and write them with their truth as a data set",
         description="Draw scenes of random solvable states and write pictures, states, optimal "
-        "plans and cameras to Parquet shards. A run that was interrupted goes on where it stopped.",
+        "plans and cameras to Parquet shards. The bytes follow from the arguments alone, not from "
+        "the number of workers, parts or machines. A run that was interrupted goes on where it "
+        "stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -24,8 +26,36 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add("--split", default="train", help="train, validation or test; they share no state or style")
     add("--seed", type=int, default=0, help="first seed; episode i has seed + i")
     add("--size", type=int, default=128, help="side of the square pictures [px], 32 to 2048")
-    add("--renderer", default="panda", help="what draws: panda")
-    add("--workers", type=int, default=1, help="processes that draw; the bytes do not depend on it")
+    add("--renderer", default="panda", help="what draws: panda (no display, no GPU) or habitat")
+    add(
+        "--styles",
+        default="varied",
+        help="how much the pictures differ: plain (not at all), overhead (a fixed camera above) or "
+        "varied (any camera, light, texture and clutter)",
+    )
+    add("--workers", type=int, default=1, help="processes that draw")
+    add(
+        "--shard",
+        default="0/1",
+        metavar="i/n",
+        help="write only the i-th of n parts, 0 <= i < n, e.g. in a job array; all n may write to "
+        "one directory at the same time",
+    )
+    add(
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="draw on a Ray cluster, HOST:PORT, which sends its files back to be written here "
+        "(needs the extra `ray` and no shared file system); or `local`: on one that is there while "
+        "the command runs, with --workers processes",
+    )
+    add(
+        "--preview",
+        type=int,
+        default=0,
+        metavar="N",
+        help="before all else draw N episodes with captions to preview.png in the directory",
+    )
     add(
         "--out",
         type=Path,
@@ -40,22 +70,23 @@ def run_generate(args: argparse.Namespace) -> int:
     """Write the data set and print a JSON summary."""
     from tqdm import tqdm
 
-    from sim.dataset import parse_families, parse_levels, write_dataset
+    from sim.dataset import parse_families, parse_levels, parse_part, plan_shards, write_dataset
 
     pairs = parse_levels(args.level, parse_families(args.family))
+    what = (pairs, args.split, args.seed, args.count, args.size, args.renderer)
+    part = parse_part(args.shard)
+    total = sum(shard.count for shard in plan_shards(*what, args.styles, part))
     began = time.monotonic()
-    total = len(pairs) * max(args.count, 0)
-    with tqdm(total=total, unit="episode", desc="generate", disable=None) as bar:
+    with tqdm(total=total, unit=" episodes", desc="generate", disable=None) as bar:
         summary = write_dataset(
             args.out,
-            pairs,
-            args.split,
-            args.seed,
-            args.count,
-            args.size,
-            args.renderer,
-            args.workers,
-            bar.update,
+            *what,
+            workers=args.workers,
+            progress=bar.update,
+            styles=args.styles,
+            part=part,
+            ray=args.ray,
+            preview=args.preview,
         )
     seconds = time.monotonic() - began
     rate = {"seconds": round(seconds, 3), "episodes_per_s": round(summary["written"] / seconds, 1)}

@@ -1,129 +1,58 @@
-"""Data sets: episodes written to Parquet shards and read back.
+"""Data sets: episodes written to a directory of Parquet shards and read back.
 
-A directory holds one shard for every `SHARD_SIZE` episodes of a (family, level, split), and
-`dataset.json`, which names the arguments and the SHA-256 of every finished shard. A shard's bytes
-follow from its arguments alone, not from the number of workers or from interruptions.
+A directory holds the shards of any number of families, levels and splits, and `dataset.json`, which
+names the arguments and the SHA-256 of every finished shard. Every byte follows from the arguments,
+not from the number of workers, the machines or interruptions.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import io
+import errno
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image
-
-from sim.actions import FAMILIES, Plan, check_family, format_plan, parse_plan
-from sim.camera import Camera
+from sim.actions import FAMILIES, check_family
+from sim.episodes import DatasetError, Episode, draw_episode, row_to_episode, style_seed
 from sim.files import write_file
-from sim.planning import solve
-from sim.readback import checked_state
-from sim.sampling import LEVELS, SPLITS, check_level, check_split, sample_split
-from sim.scene import build_scene
-from sim.states import State, state_from_dict, state_to_dict
+from sim.index import INDEX_NAME, claimed, enter_shards, known_shards
+from sim.png import encode_png
+from sim.renderers import check_renderer, open_renderer
+from sim.sampling import LEVELS, check_level, check_split
+from sim.shards import FORMAT, Progress, Shard, finished_digest, read_rows, shard_size
+from sim.style import check_styles
 
-#: Episodes in a full shard.
-SHARD_SIZE = 500
+__all__ = [
+    "INDEX_NAME",
+    "PREVIEW_NAME",
+    "DatasetError",
+    "Episode",
+    "expected_bytes",
+    "generate_episodes",
+    "iter_episodes",
+    "load_episodes",
+    "parse_families",
+    "parse_levels",
+    "parse_part",
+    "plan_shards",
+    "style_seed",
+    "write_dataset",
+]
 
-#: Changes whenever equal arguments give other bytes or columns.
-FORMAT = 1
-
-INDEX_NAME = "dataset.json"
+PREVIEW_NAME = "preview.png"
 MIN_SIZE, MAX_SIZE = 32, 2048
-RENDERERS = ("panda",)
+MAX_COUNT = 10_000_000
+MAX_PARTS = 100_000
 
-_COLUMNS = pa.schema(
-    [
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("state", pa.string()),
-        ("plan", pa.string()),
-        ("camera", pa.string()),
-        ("family", pa.string()),
-        ("level", pa.int64()),
-        ("split", pa.string()),
-        ("seed", pa.int64()),
-        ("style", pa.int64()),
-        ("renderer", pa.string()),
-    ]
-)
-_FEATURES = {"image": {"_type": "Image"}} | {
-    field.name: {"dtype": str(field.type), "_type": "Value"} for field in list(_COLUMNS)[1:]
-}
+#: A killed run leaves at most the shards of this time [s] out of the index; the next finds them.
+_ENTER_EVERY = 2.0
 
-
-class DatasetError(ValueError):
-    """A data set that cannot be read or written; the message names the file and what is wrong."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Episode:
-    """One picture with its truth.
-
-    Attributes:
-        image: uint8 [height, width, 3].
-        camera: that took it.
-        state: as read back from the renderer's scene graph.
-        plan: the optimal plan of `state`.
-        seed: from which the state was sampled.
-        style: from which the scene's style was drawn.
-        renderer: name of the renderer.
-        family, level, split: what was asked for.
-    """
-
-    image: NDArray[np.uint8]
-    camera: Camera
-    state: State
-    plan: Plan
-    seed: int
-    style: int
-    renderer: str
-    family: str
-    level: int
-    split: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A file's worth of episodes: what is in it follows from these fields alone."""
-
-    family: str
-    level: int
-    split: str
-    seed: int
-    count: int
-    index: int
-    size: int
-    renderer: str
-
-    @property
-    def file_name(self) -> str:
-        """Name of its Parquet file."""
-        return f"{self.family}-{self.level}-{self.split}-{self.index:05d}.parquet"
-
-
-def style_seed(family: str, level: int, split: str, seed: int) -> int:
-    """Return the style of an episode, 0 to 2⁶³ - 1. No two splits share one."""
-    text = f"style/{split}/{family}/{level}/{seed}"
-    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-    # The remainder names the split, so a style belongs to one split for certain.
-    return (drawn // len(SPLITS) - 1) * len(SPLITS) + SPLITS.index(split)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def generate_episodes(
@@ -134,44 +63,47 @@ def generate_episodes(
     count: int,
     size: int = 128,
     renderer: str = "panda",
+    styles: str = "varied",
 ) -> Iterator[Episode]:
     """Yield episodes with the seeds `seed` to `seed + count - 1`, pictures of `size` × `size` px.
 
     Raises:
         ValueError: an argument is out of range.
-        sim.readback.ReadbackError: a scene graph does not hold the state it was built from.
+        sim.renderers.MissingRendererError: the renderer is not installed.
+        sim.readback.ReadbackError: a renderer's world does not hold the state it was built from.
     """
-    check_request(family, level, split, seed, count, size, renderer)
-    # Panda3D is loaded only where something is drawn.
-    from sim.panda import PandaRenderer
-
-    with PandaRenderer() as drawer:
+    check_request([(family, level)], split, seed, count, size, renderer, styles)
+    with open_renderer(renderer) as drawer:
         for own_seed in range(seed, seed + count):
-            style = style_seed(family, level, split, own_seed)
-            scene = build_scene(sample_split(family, level, split, own_seed), style, size, size)
-            state = checked_state(drawer.things(scene), scene.state, scene.cell_size)
-            plan = solve(state)
-            assert plan is not None, "sampled states have a plan"
-            image = drawer.render(scene).rgb
-            yield Episode(
-                image, scene.camera, state, plan, own_seed, style, renderer, family, level, split
-            )
+            yield draw_episode(drawer, family, level, split, own_seed, size, styles)
 
 
 def check_request(
-    family: str, level: int, split: str, seed: int, count: int, size: int, renderer: str
+    pairs: Sequence[tuple[str, int]],
+    split: str,
+    seed: int,
+    count: int,
+    size: int,
+    renderer: str,
+    styles: str,
 ) -> None:
-    """Raise a ValueError that names the first argument that is out of range."""
-    check_level(check_family(family), level)
+    """Raise an error that names the first argument that is out of range.
+
+    Raises:
+        ValueError: an argument is out of range.
+        sim.renderers.MissingRendererError: the renderer is not installed.
+    """
+    for family, level in pairs:
+        check_level(check_family(family), level)
     check_split(split)
-    if count < 1:
-        raise DatasetError(f"count must be at least 1, not {count}")
+    if not 1 <= count <= MAX_COUNT:
+        raise DatasetError(f"count must be 1 to {MAX_COUNT}, not {count}")
     if not 0 <= seed < 1 << 62:
         raise DatasetError(f"seed must be 0 to 2^62 - 1, not {seed}")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DatasetError(f"size must be {MIN_SIZE} to {MAX_SIZE} px, not {size}")
-    if renderer not in RENDERERS:
-        raise DatasetError(f"unknown renderer {renderer!r}; renderers are: {', '.join(RENDERERS)}")
+    check_styles(styles)
+    check_renderer(renderer)
 
 
 def parse_families(text: str) -> tuple[str, ...]:
@@ -202,7 +134,54 @@ def parse_levels(text: str, families: Sequence[str]) -> list[tuple[str, int]]:
     return [(family, level) for family in families for level in LEVELS[family] if level in wanted]
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """Return (i, n) of `i/n`: the i-th of n parts, 0 <= i < n.
+
+    Raises:
+        DatasetError: the text is something else.
+    """
+    first, _, last = text.partition("/")
+    if first.isdecimal() and last.isdecimal() and len(text) < 20:
+        part, parts = int(first), int(last)
+        if part < parts <= MAX_PARTS:
+            return part, parts
+    raise DatasetError(
+        f"shard must be i/n with 0 <= i < n <= {MAX_PARTS}, such as 0/4, not {text!r}"
+    )
+
+
 # --- Writing ---
+
+
+def plan_shards(
+    pairs: Sequence[tuple[str, int]],
+    split: str,
+    seed: int,
+    count: int,
+    size: int = 128,
+    renderer: str = "panda",
+    styles: str = "varied",
+    part: tuple[int, int] = (0, 1),
+) -> list[Shard]:
+    """Return the shards of part (i, n) of a data set; the parts are disjoint and of like size.
+
+    Large grids come first: they take longest, and what comes last decides how long workers wait
+    for each other at the end.
+
+    Raises:
+        ValueError: an argument is out of range.
+        sim.renderers.MissingRendererError: the renderer is not installed.
+    """
+    check_request(pairs, split, seed, count, size, renderer, styles)
+    full = shard_size(size)
+    shards = []
+    for family, level in sorted(pairs, key=lambda pair: -pair[1]):
+        for i, start in enumerate(range(0, count, full)):
+            rows = min(full, count - start)
+            shard = Shard(family, level, split, seed + start, rows, i, size, renderer, styles)
+            shards.append(shard)
+    first, step = part
+    return shards[first::step]
 
 
 def write_dataset(
@@ -214,230 +193,191 @@ def write_dataset(
     size: int = 128,
     renderer: str = "panda",
     workers: int = 1,
-    progress: Callable[[int], object] = lambda episodes: None,
+    progress: Progress = lambda episodes: None,
+    styles: str = "varied",
+    part: tuple[int, int] = (0, 1),
+    ray: str = "",
+    preview: int = 0,
 ) -> dict[str, int]:
     """Write `count` episodes of each (family, level) into the directory `out`.
 
     What is there already, from this or another family, level or split, is kept; shards that an
-    interrupted run has finished are not drawn again. `progress` is called with the number of
-    episodes whenever some are done.
+    interrupted run has finished are not drawn again.
+
+    Args:
+        out: the directory; made where it is not there.
+        pairs: the families and levels.
+        split: train, validation or test.
+        seed: of the first episode of each pair; the others' follow.
+        count: of episodes of each pair.
+        size: side of the square pictures [px].
+        renderer: one of `sim.renderers.RENDERERS`.
+        workers: processes that draw.
+        progress: called with the number of episodes whenever some are done.
+        styles: one of `sim.style.STYLES`.
+        part: (i, n) to write only the i-th of n parts. Parts can be written at the same time into
+            one directory; all of them make the same bytes as (0, 1) does.
+        ray: address of a Ray cluster that draws, see `sim.ray_pool`; "" draws on this machine.
+        preview: number of episodes to show in `PREVIEW_NAME` before the first shard is drawn.
 
     Returns:
-        {"episodes": in all, "written": drawn now, "shards": number of files}.
+        {"episodes": of this part, "written": drawn now, "shards": files of this part}.
 
     Raises:
         ValueError: an argument is out of range.
         DatasetError: `out` was made with other arguments, or another program is writing to it.
-        OSError: a file cannot be written, or a worker process died.
+        OSError: a file cannot be written, a renderer or Ray is not there, or a worker died.
     """
-    for family, level in pairs:
-        check_request(family, level, split, seed, count, size, renderer)
+    shards = plan_shards(pairs, split, seed, count, size, renderer, styles, part)
     if workers < 1:
         raise DatasetError(f"workers must be at least 1, not {workers}")
+    if not 0 <= preview <= len(pairs) * count:
+        raise DatasetError(f"preview must be 0 to {len(pairs) * count} pictures, not {preview}")
+    if ray:
+        from sim.ray_pool import check_ray
+
+        check_ray(ray)
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is not a directory")
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
-        index = _read_index(out)
-        shards = _plan_shards(index, out, pairs, split, seed, count, size, renderer)
-        _write_index(out, index)  # the arguments, before the first shard
-        missing = []
-        for shard in shards:
-            if _is_finished(out, shard, index["shards"]):
-                progress(shard.count)
-            else:
-                missing.append(shard)
-        _write_index(out, index)  # with what a killed run had finished but not entered
-        for shard, digest in _write_shards(out, missing, workers, progress):
-            index["shards"][shard.file_name] = {"sha256": digest, "episodes": shard.count}
-            _write_index(out, index)
-    written = sum(shard.count for shard in missing)
-    return {"episodes": len(pairs) * count, "written": written, "shards": len(shards)}
+    arguments = _arguments(pairs, split, seed, count, size, renderer, styles)
+    with _saying_when_full(out):
+        if not out.exists():
+            _check_space(out, shards)
+            out.mkdir(parents=True, exist_ok=True)
+        whole = json.dumps([arguments, part[1]])
+        with claimed(out, whole, part[0]) as lock:
+            known = known_shards(out, arguments)
+            found: dict[str, Any] = {}
+            missing = []
+            for shard in shards:
+                entered = known.get(shard.file_name, {}).get("sha256")
+                digest = finished_digest(out / shard.file_name, shard, entered)
+                if digest is None:
+                    missing.append(shard)
+                else:
+                    found[shard.file_name] = _entry(shard, digest)
+                    progress(shard.count)
+            _check_space(out, missing)
+            # The arguments before the first shard, and what a killed run had not entered.
+            enter_shards(out, lock, arguments, found)
+            if preview and part[0] == 0:
+                _write_preview(out, pairs, split, seed, preview, size, renderer, styles)
+            done: dict[str, Any] = {}
+            entered_at = time.monotonic()
+            for shard, digest in _drawn(out, missing, workers, ray, progress):
+                done[shard.file_name] = _entry(shard, digest)
+                if time.monotonic() - entered_at > _ENTER_EVERY:
+                    enter_shards(out, lock, arguments, done)
+                    done, entered_at = {}, time.monotonic()
+            enter_shards(out, lock, arguments, done)
+    return {
+        "episodes": sum(shard.count for shard in shards),
+        "written": sum(shard.count for shard in missing),
+        "shards": len(shards),
+    }
 
 
-def _plan_shards(
-    index: dict[str, Any],
-    out: Path,
+def _arguments(
     pairs: Sequence[tuple[str, int]],
     split: str,
     seed: int,
     count: int,
     size: int,
     renderer: str,
-) -> list[Shard]:
-    """Enter the arguments into the index, or refuse where it has others; return the shards."""
-    common = {"format": FORMAT, "renderer": renderer, "size": size, "shard_size": SHARD_SIZE}
-    _enter(index.setdefault("common", dict(common)), common, f"{out}")
-    shards = []
-    for family, level in pairs:
-        part = f"{family}-{level}-{split}"
-        own = {"count": count, "seed": seed}
-        _enter(index.setdefault("parts", {}).setdefault(part, dict(own)), own, f"{out}: {part}")
-        for i, start in enumerate(range(0, count, SHARD_SIZE)):
-            rows = min(SHARD_SIZE, count - start)
-            shards.append(Shard(family, level, split, seed + start, rows, i, size, renderer))
-    return shards
+    styles: str,
+) -> dict[str, Any]:
+    """Return what `dataset.json` holds of the arguments of `write_dataset`."""
+    common = {
+        "format": FORMAT,
+        "renderer": renderer,
+        "shard_size": shard_size(size),
+        "size": size,
+        "styles": styles,
+    }
+    own = {"count": count, "seed": seed}
+    parts = {f"{family}-{level}-{split}": own for family, level in sorted(set(pairs))}
+    return {"common": common, "parts": parts}
 
 
-def _enter(there: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    differing = [
-        f"{name} {there.get(name)} (now {value})"
-        for name, value in wanted.items()
-        if there.get(name) != value
-    ]
-    if differing:
-        raise DatasetError(
-            f"{where} was made with {', '.join(differing)}; use the same arguments or another --out"
+def _entry(shard: Shard, digest: str) -> dict[str, Any]:
+    return {"sha256": digest, "episodes": shard.count}
+
+
+def _drawn(
+    out: Path, shards: Sequence[Shard], workers: int, ray: str, progress: Progress
+) -> Iterator[tuple[Shard, str]]:
+    """Draw and write shards; yield each with its SHA-256 as soon as it is done."""
+    if not shards:
+        return
+    if ray:
+        from sim.ray_pool import draw_with_ray
+
+        yield from draw_with_ray(out, shards, ray, workers, progress)
+        return
+    from sim.workers import draw_here, draw_in_processes
+
+    if workers == 1 or len(shards) == 1:
+        yield from draw_here(out, shards, progress)
+    else:
+        yield from draw_in_processes(out, shards, workers, progress)
+
+
+def expected_bytes(size: int) -> float:
+    """Return what an episode with a picture of `size` × `size` px takes on the disk at most."""
+    return 2000 + 2.5 * size**2  # measured in every family and style, a tenth added
+
+
+def _check_space(out: Path, shards: Sequence[Shard]) -> None:
+    """Raise an OSError where the disk of a directory, which need not exist yet, is too small."""
+    needed = sum(shard.count * expected_bytes(shard.size) for shard in shards)
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        episodes = sum(shard.count for shard in shards)
+        raise OSError(
+            f"{episodes} episodes take up to {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB "
+            f"are free on the disk of {out}: free space, lower --count or take another --out"
         )
 
 
-def _write_shards(
-    out: Path, shards: list[Shard], workers: int, progress: Callable[[int], object]
-) -> Iterator[tuple[Shard, str]]:
-    """Write shards; yield each with its SHA-256 as soon as it is done."""
-    if workers == 1 or len(shards) < 2:
-        for shard in shards:
-            yield shard, _write_shard(out, shard, progress)
-        return
-    # Spawn: a forked child would share the renderer libraries' state with its parent.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker)
-    try:
-        jobs = {pool.submit(_write_shard, out, shard): shard for shard in shards}
-        for job in as_completed(jobs):
-            digest = job.result()
-            progress(jobs[job].count)
-            yield jobs[job], digest
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a worker process died (out of memory?); the same command goes on where it stopped"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Let this worker process end with the one that started it, and at once on Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_shard(
-    out: Path, shard: Shard, progress: Callable[[int], object] = lambda episodes: None
-) -> str:
-    """Draw a shard's episodes and write its file; return the file's SHA-256."""
-    rows = []
-    for episode in generate_episodes(
-        shard.family,
-        shard.level,
-        shard.split,
-        shard.seed,
-        shard.count,
-        shard.size,
-        shard.renderer,
-    ):
-        rows.append(episode_to_row(episode))
-        progress(1)
-    return _write_rows(out / shard.file_name, rows, asdict(shard))
-
-
-def episode_to_row(episode: Episode) -> dict[str, Any]:
-    """Return an episode as a row of a shard: JSON texts and a PNG."""
-    png = io.BytesIO()
-    # Level 1: a data set is written once but waits for every picture.
-    Image.fromarray(episode.image).save(png, "PNG", compress_level=1)
-    return {
-        "image": {"bytes": png.getvalue(), "path": None},
-        "state": json.dumps(state_to_dict(episode.state)),
-        "plan": format_plan(episode.plan),
-        "camera": json.dumps(episode.camera.to_dict()),
-        "family": episode.family,
-        "level": episode.level,
-        "split": episode.split,
-        "seed": episode.seed,
-        "style": episode.style,
-        "renderer": episode.renderer,
-    }
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]], shard: dict[str, Any]) -> str:
-    metadata = {
-        # Where `datasets` finds that the column is an image.
-        "huggingface": json.dumps({"info": {"features": _FEATURES}}),
-        "mgsd": json.dumps({"format": FORMAT} | shard),
-    }
-    table = pa.Table.from_pylist(rows, schema=_COLUMNS.with_metadata(metadata))
-    data = io.BytesIO()
-    pq.write_table(table, data, compression="zstd", row_group_size=100, write_page_checksum=True)
-    write_file(path, data.getbuffer())
-    return hashlib.sha256(data.getbuffer()).hexdigest()
-
-
-def _is_finished(out: Path, shard: Shard, known: dict[str, Any]) -> bool:
-    """Return whether a shard's file is there and whole; enter it into `known` where it is not yet.
-
-    A run can be killed between writing a shard and entering it, so a file that is not known is
-    judged by the arguments inside it. A file with other bytes than its digest says is drawn again.
-    """
-    path = out / shard.file_name
-    if not path.exists():
-        return False
-    digest = _sha256(path)
-    if shard.file_name in known:
-        return known[shard.file_name] == {"sha256": digest, "episodes": shard.count}
-    try:
-        meta = pq.read_metadata(path)
-        arguments = json.loads((meta.metadata or {}).get(b"mgsd", b"{}"))
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    if arguments != {"format": FORMAT} | asdict(shard) or meta.num_rows != shard.count:
-        return False
-    known[shard.file_name] = {"sha256": digest, "episodes": shard.count}
-    return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    handle = os.open(out, os.O_RDONLY)
+def _saying_when_full(out: Path) -> Iterator[None]:
+    """Say in an OSError that the disk of `out` is full, and what to do."""
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"{out}: another program is writing to this directory") from None
         yield
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise OSError(
+            f"the disk of {out} takes no more ({error.strerror}); nothing is half-written: free "
+            "space and run the same command again, it goes on where it stopped"
+        ) from error
 
 
-def _read_index(out: Path) -> dict[str, Any]:
-    path = out / INDEX_NAME
-    try:
-        index = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {"parts": {}, "shards": {}}
-    except (ValueError, OSError) as error:
-        raise DatasetError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(index, dict) or not all(
-        isinstance(index.get(key), dict) for key in ("common", "parts", "shards")
-    ):
-        raise DatasetError(f"{path} is no index of a data set")
-    return index
+def _write_preview(
+    out: Path,
+    pairs: Sequence[tuple[str, int]],
+    split: str,
+    seed: int,
+    number: int,
+    size: int,
+    renderer: str,
+    styles: str,
+) -> None:
+    """Write pictures of the first episodes of every family and level, with captions."""
+    from sim.drawing import contact_sheet, draw_plan
 
-
-def _write_index(out: Path, index: dict[str, Any]) -> None:
-    write_file(out / INDEX_NAME, json.dumps(index, indent=1, sort_keys=True) + "\n")
+    pictures = []
+    with open_renderer(renderer) as drawer:
+        for i in range(number):
+            family, level = pairs[i % len(pairs)]
+            own_seed = seed + i // len(pairs)
+            episode = draw_episode(drawer, family, level, split, own_seed, size, styles)
+            plan = " ".join(action.value for action in episode.plan)
+            caption = f"{family} {level}, seed {own_seed}: {plan}"
+            pictures.append(draw_plan(episode.image, [], lambda cell: (0, 0), caption=caption))
+    sheet = contact_sheet(pictures, math.ceil(math.sqrt(number)))
+    write_file(out / PREVIEW_NAME, encode_png(sheet))
 
 
 # --- Reading ---
@@ -464,7 +404,7 @@ def iter_episodes(
     level: int | None = None,
     limit: int | None = None,
 ) -> Iterator[Episode]:
-    """Yield episodes as `load_episodes` returns them, holding a hundred in memory at a time.
+    """Yield episodes as `load_episodes` returns them, holding one shard in memory at a time.
 
     Raises:
         DatasetError: the directory is missing or has no such episodes, a shard is damaged, or a row
@@ -474,7 +414,7 @@ def iter_episodes(
     paths = _shard_paths(Path(directory), split, family, level)
     left = limit
     for path in paths:
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(read_rows(path)):
             if left == 0:
                 return
             yield row_to_episode(row, f"{path}, row {number}")
@@ -490,63 +430,9 @@ def _shard_paths(directory: Path, split: str, family: str | None, level: int | N
     paths = []
     for name in families:
         for own_level in LEVELS[name] if level is None else (level,):
-            paths += sorted(directory.glob(f"{name}-{own_level}-{split}-*.parquet"))
+            found = directory.glob(f"{name}-{own_level}-{split}-*.parquet")
+            paths += sorted(found, key=lambda path: (len(path.name), path.name))
     if not paths:
         what = " ".join([split, family or "", "" if level is None else f"level {level}"]).strip()
         raise DatasetError(f"{directory} holds no {what} episodes")
     return paths
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    # Damaged files also raise UnicodeDecodeError, a ValueError, and exceptions of Arrow's own.
-    damage = (pa.ArrowException, OSError, ValueError)
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        columns = file.schema_arrow
-    except damage as error:
-        raise _damaged(path, error) from error
-    if not columns.equals(_COLUMNS):
-        raise DatasetError(f"{path} has other columns than a data set of this version")
-    try:
-        for batch in file.iter_batches(batch_size=100):
-            yield from batch.to_pylist()
-    except damage as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DatasetError:
-    return DatasetError(f"{path} is damaged or no Parquet file: {str(error)[:200]}")
-
-
-def row_to_episode(row: dict[str, Any], where: str) -> Episode:
-    """Return the episode in a row; `where` names the row in errors (DatasetError)."""
-    if None in row.values():
-        raise DatasetError(f"{where}: a value is missing")
-    try:
-        state = state_from_dict(json.loads(row["state"]))
-        camera = Camera.from_dict(json.loads(row["camera"]))
-        plan = parse_plan(row["plan"], state.family)
-        check_split(row["split"])
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: {str(error)[:200]}") from error
-    if (row["family"], row["level"]) != (state.family, state.size):
-        raise DatasetError(
-            f"{where}: family and level are not those of its state, {state.family} {state.size}"
-        )
-    image = _decoded(row["image"]["bytes"], camera, where)
-    rest = {name: row[name] for name in ("seed", "style", "renderer", "family", "level", "split")}
-    return Episode(image, camera, state, plan, **rest)
-
-
-def _decoded(png: bytes | None, camera: Camera, where: str) -> NDArray[np.uint8]:
-    try:
-        picture = Image.open(io.BytesIO(png or b""), formats=["PNG"])
-        # Before decoding: a few bytes can claim to be a picture of any size.
-        if picture.size != (camera.width, camera.height):
-            raise DatasetError(
-                f"{where}: the image has {picture.width} × {picture.height} px, "
-                f"its camera {camera.width} × {camera.height}"
-            )
-        return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{where}: the image cannot be decoded ({error})") from error

@@ -8,6 +8,7 @@ pixels, so pictures are drawn `SUPERSAMPLING` times as large and averaged.
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from types import TracebackType
 
 import numpy as np
@@ -16,8 +17,12 @@ from panda3d import core
 from PIL import Image
 
 from sim.camera import Camera, Frame
-from sim.readback import Placed
-from sim.scene import Scene, lit, mesh_of, to_world
+from sim.mesh import mesh_of
+from sim.photo import develop
+from sim.readback import Placed, read_state
+from sim.scene import SEMANTIC_IDS, Scene
+from sim.states import State
+from sim.textures import SIDE, texture
 
 core.load_prc_file_data(
     "mgsd",
@@ -33,12 +38,17 @@ core.load_prc_file_data(
     ),
 )
 
-#: Samples along each side of a pixel. Odd, so that one sample is the pixel's centre. Pictures so
-#: large that the samples would take more than `MAX_BUFFER_SIDE` are drawn with one sample.
+#: Samples along each side of a pixel of a colour picture.
 SUPERSAMPLING = 3
+
+#: The same where only the one at a pixel's centre is taken. The software pipe draws surfaces up to
+#: half a sample larger on all sides than they are.
+CENTRE_SUPERSAMPLING = 7
+
+#: Pictures so large that their samples would take more are drawn with fewer.
 MAX_BUFFER_SIDE = 4096
 
-_NEAR, _FAR = 0.05, 1000.0  # [m]
+_NEAREST = 0.01  # [m]
 _names = itertools.count()
 
 
@@ -62,9 +72,7 @@ class PandaRenderer:
         self._buffer.add_render_texture(
             self._texture, core.GraphicsOutput.RTM_copy_ram, core.GraphicsOutput.RTP_color
         )
-        self._lens = core.PerspectiveLens()
-        self._lens.set_near_far(_NEAR, _FAR)
-        self._eye = core.NodePath(core.Camera("camera", self._lens))
+        self._eye = core.NodePath(core.Camera("camera"))
         self._buffer.make_display_region().set_camera(self._eye)
         self._root = core.NodePath("scene")
         self._scene: Scene | None = None
@@ -85,6 +93,8 @@ class PandaRenderer:
         """Give back the renderer's memory; drawing afterwards raises RendererError."""
         if not self._open:
             return
+        for used in self._root.find_all_textures():
+            used.release_all()
         # Panda3D 1.10 never frees the memory of a software buffer, but it does when it resizes it.
         self._resize((1, 1))
         self._engine.render_frame()
@@ -106,21 +116,27 @@ class PandaRenderer:
         """
         camera = scene.camera if camera is None else camera
         self._load(scene)
-        samples = self._aim(camera)
-        rgb = self._draw(self._root, samples)
+        samples = self._aim(camera, SUPERSAMPLING)
+        rgb = develop(self._draw(samples), scene.style.photo, scene.style.seed or 0)
         if not depth and not semantic:
             return Frame(rgb)
-        faces = self._visible_faces(samples)
+        faces = self._visible_faces(self._aim(camera, CENTRE_SUPERSAMPLING))
         return Frame(
             rgb,
             self._depth(faces, camera) if depth else None,
             self._face_ids[faces] if semantic else None,
         )
 
-    def things(self, scene: Scene) -> tuple[Placed, ...]:
-        """Return what stands in the scene graph that is drawn for a scene."""
+    def read_state(self, scene: Scene) -> State:
+        """Return the state that stands in the scene graph which is drawn for a scene.
+
+        Raises:
+            sim.readback.ReadbackError: what stands there makes no state.
+        """
         self._load(scene)
-        return tuple(_placed(node, self._root) for node in self._root.children)
+        roles = set(SEMANTIC_IDS) - {"ground", "clutter"}
+        nodes = [node for node in self._root.children if node.get_tag("role") in roles]
+        return read_state([_placed(node, self._root) for node in nodes], scene.cell_size)
 
     def _load(self, scene: Scene) -> None:
         """Build the scene graph of a scene unless it is there."""
@@ -128,16 +144,14 @@ class PandaRenderer:
             raise RendererError("the renderer is closed")
         if scene is self._scene:
             return
-        mesh = mesh_of(scene.objects)
-        vertices, normals = to_world(scene.objects, mesh)
-        colours = lit(mesh.colours, normals, scene.style)
+        mesh = mesh_of(scene)
         self._root.remove_node()
         self._root = core.NodePath("scene")
         # In the order of the nodes: Panda3D's own order goes by memory addresses, and the order
         # decides which of two surfaces at one depth is seen.
         self._root.set_bin("unsorted", 0)
         face_starts = np.concatenate([[0], mesh.face_ends])
-        data = _vertex_data(mesh.vertices, colours)
+        data = _vertex_data(mesh.vertices, mesh.colours, mesh.uv)
         for i, thing in enumerate(scene.objects):
             node = core.GeomNode(thing.name)
             node.add_geom(_geom(data, mesh.faces[face_starts[i] : face_starts[i + 1]]))
@@ -145,26 +159,42 @@ class PandaRenderer:
             path = self._root.attach_new_node(node)
             path.set_pos(*thing.position)
             path.set_h(np.degrees(thing.yaw))
-        self._faces = vertices[mesh.faces]
+            if thing.texture:
+                path.set_texture(_texture(thing.texture))
+        self._faces = mesh.world[mesh.faces]
+        # All but the ground, which may reach behind the camera.
+        self._corners = mesh.world[mesh.vertex_ends[0] :]
         ids = np.array([thing.semantic_id for thing in scene.objects], np.uint16)
         per_object = np.repeat(ids, np.diff(mesh.face_ends, prepend=0))
         self._face_ids = np.concatenate([np.zeros(1, np.uint16), per_object])
         self._scene = scene
 
-    def _aim(self, camera: Camera) -> int:
-        """Set size, lens and pose; return the samples along a pixel's side."""
+    def _aim(self, camera: Camera, samples: int) -> int:
+        """Set size, lens and pose; return the samples along a pixel's side, an odd number."""
         width, height = camera.width, camera.height
-        samples = SUPERSAMPLING if max(width, height) * SUPERSAMPLING <= MAX_BUFFER_SIDE else 1
+        while samples > 1 and max(width, height) * samples > MAX_BUFFER_SIDE:
+            samples -= 2
         size = (width * samples, height * samples)
         self._resize(size)
+        pinhole = camera.projection == "pinhole"
+        lens = core.PerspectiveLens() if pinhole else core.OrthographicLens()
+        # As close around the scene as can be: the software pipe's depth buffer is coarse.
+        depths = camera.depth_of(self._corners)
+        lens.set_near_far(max(_NEAREST, 0.5 * depths.min()), max(1.0, 5 * depths.max()))
         # In samples; the edge of the picture at 0, the centre of the first sample at 0.5.
         fx, fy = camera.fx * samples, camera.fy * samples
         cx, cy = (camera.cx + 0.5) * samples, (camera.cy + 0.5) * samples
         # The software pipe maps its view to size - 0.5 samples: make the view that much smaller.
         view = (size[0] - 0.5, size[1] - 0.5)
-        self._lens.set_film_size(view[0], view[1] * fx / fy)
-        self._lens.set_focal_length(fx)
-        self._lens.set_film_offset(view[0] / 2 - cx, (cy - view[1] / 2) * fx / fy)
+        film = np.array([view[0], view[1] * fx / fy])
+        offset = np.array([view[0] / 2 - cx, (cy - view[1] / 2) * fx / fy])
+        if pinhole:
+            lens.set_focal_length(fx)
+        else:
+            film, offset = film / fx, offset / fx  # the film of an orthographic lens is in metres
+        lens.set_film_size(*film)
+        lens.set_film_offset(*offset)
+        self._eye.node().set_lens(lens)
         pose = camera.matrix()
         # A Panda3D camera looks along its y axis, with x to the right and z up; its matrices act
         # on row vectors.
@@ -187,11 +217,12 @@ class PandaRenderer:
         self._eye.detach_node()
         return picture
 
-    def _draw(self, root: core.NodePath, samples: int) -> NDArray[np.uint8]:
-        picture = self._draw_samples(root)
+    def _draw(self, samples: int) -> Image.Image:
+        """Return the scene as an RGB picture, samples averaged."""
+        picture = self._draw_samples(self._root)
         if samples > 1:
             picture = picture.reduce(samples)
-        return np.array(picture)[:, :, :3].copy()
+        return picture.convert("RGB")
 
     def _visible_faces(self, samples: int) -> NDArray[np.intp]:
         """Return the number of the face at every pixel's centre, [height, width]; 0: none.
@@ -203,7 +234,7 @@ class PandaRenderer:
         corners = self._faces.reshape(-1, 3)
         node = core.GeomNode("faces")
         order = np.arange(len(corners), dtype=np.uint32).reshape(-1, 3)
-        node.add_geom(_geom(_vertex_data(corners, colours), order))
+        node.add_geom(_geom(_vertex_data(corners, colours, corners[:, :2]), order))
         picture = self._draw_samples(core.NodePath(node))
         middle = samples // 2
         centres = np.ascontiguousarray(np.array(picture)[middle::samples, middle::samples])
@@ -214,15 +245,27 @@ class PandaRenderer:
         """Return where the rays through the pixels' centres meet the planes of their faces."""
         corners = self._faces.astype(np.float64)
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        eye = camera.matrix()[:3, 3]
-        distances = ((corners[:, 0] - eye) * normals).sum(axis=1)
-        v, u = np.mgrid[: camera.height, : camera.width]
-        rays = camera.rays(np.stack([u.ravel(), v.ravel()], axis=1)).reshape(*faces.shape, 3)
-        seen = faces > 0
-        index = faces[seen] - 1
+        v, u = np.nonzero(faces)
+        index = faces[v, u] - 1
+        starts, rays = camera.rays(np.stack([u, v], axis=1))
+        distances = ((corners[index, 0] - starts) * normals[index]).sum(axis=1)
         depth = np.zeros(faces.shape, np.float32)
-        depth[seen] = distances[index] / (rays[seen] * normals[index]).sum(axis=1)
+        depth[v, u] = distances / (rays * normals[index]).sum(axis=1)
         return depth
+
+
+@cache
+def _texture(name: str) -> core.Texture:
+    """Return a texture for all renderers."""
+    made = core.Texture(name)
+    made.setup_2d_texture(SIDE, SIDE, core.Texture.T_unsigned_byte, core.Texture.F_rgb)
+    # Panda3D keeps pictures as BGR, first row at the bottom.
+    made.set_ram_image(texture(name)[::-1, :, ::-1].tobytes())
+    made.set_wrap_u(core.SamplerState.WM_repeat)
+    made.set_wrap_v(core.SamplerState.WM_repeat)
+    made.set_minfilter(core.SamplerState.FT_linear)
+    made.set_magfilter(core.SamplerState.FT_linear)
+    return made
 
 
 def _open_buffer(engine: core.GraphicsEngine) -> core.GraphicsBuffer:
@@ -242,15 +285,18 @@ def _open_buffer(engine: core.GraphicsEngine) -> core.GraphicsBuffer:
     return buffer
 
 
-_FORMAT = core.GeomVertexFormat.get_v3c4()
-_ROW = np.dtype([("vertex", "<f4", 3), ("colour", "u1", 4)])
+_FORMAT = core.GeomVertexFormat.get_v3c4t2()
+_ROW = np.dtype([("vertex", "<f4", 3), ("colour", "u1", 4), ("uv", "<f4", 2)])
 
 
-def _vertex_data(vertices: NDArray[np.float32], colours: NDArray[np.uint8]) -> core.GeomVertexData:
+def _vertex_data(
+    vertices: NDArray[np.float32], colours: NDArray[np.uint8], uv: NDArray[np.float32]
+) -> core.GeomVertexData:
     rows = np.empty(len(vertices), _ROW)
     rows["vertex"] = vertices
     rows["colour"][:, :3] = colours
     rows["colour"][:, 3] = 255
+    rows["uv"] = uv
     data = core.GeomVertexData("", _FORMAT, core.Geom.UH_static)
     data.unclean_set_num_rows(len(rows))
     memoryview(data.modify_array(0)).cast("B")[:] = rows.tobytes()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sim.scene import CELL_SIZE, cell_centre, point_to_cell
+from sim.grid import CELL_SIZE, cell_centre, point_to_cell
 from sim.states import (
     MAX_SIZE,
     WALL_DOWN,
@@ -63,7 +63,7 @@ def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
     by_role: dict[str, list[Placed]] = {}
     for thing in things:
         by_role.setdefault(thing.role, []).append(thing)
-    size = _grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
+    size = grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
     floor = [_cell(thing, size, cell_size) for thing in by_role.get("floor", [])]
     holes = [_cell(thing, size, cell_size) for thing in by_role.get("hole", [])]
     if len(floor) + len(holes) != size**2 or len(set(floor + holes)) != size**2:
@@ -82,28 +82,31 @@ def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
     except ReadbackError:
         raise
     except ValueError as error:
-        raise ReadbackError(f"the scene graph holds no valid state: {error}") from error
+        raise ReadbackError(f"what is there is no valid state: {error}") from error
 
 
-def checked_state(things: Iterable[Placed], meant: State, cell_size: float = CELL_SIZE) -> State:
-    """Return `read_state(things)`; raise ReadbackError, naming both, where it is not `meant`."""
-    found = read_state(things, cell_size)
+def check_state(found: State, meant: State) -> State:
+    """Return `found`; raise ReadbackError, showing both, where it is not `meant`."""
     if found != meant:
         raise ReadbackError(
-            "the state in the scene graph is not the one that was to be built; "
+            "the state in the simulator is not the one that was to be built; "
             f"found {state_to_dict(found)}, meant {state_to_dict(meant)}"
         )
     return found
 
 
-def _grid_size(cells: list[Placed], cell_size: float) -> int:
-    if not cells:
-        raise ReadbackError("the scene graph holds no floor")
-    extents = [
-        max(thing.position[axis] for thing in cells) - min(thing.position[axis] for thing in cells)
+def grid_size(squares: list[Placed], cell_size: float = CELL_SIZE) -> int:
+    """Return the side [cells] of the grid that floor and holes span; ReadbackError if it has none.
+
+    Each may be one cell or many.
+    """
+    if not squares:
+        raise ReadbackError("there is no floor")
+    sides = [
+        (max(thing.high[axis] for thing in squares) - min(thing.low[axis] for thing in squares))
+        / cell_size
         for axis in (0, 1)
     ]
-    sides = [extent / cell_size + 1 for extent in extents]
     size = round(sides[0])
     if any(abs(side - size) > TOLERANCE for side in sides) or not 2 <= size <= MAX_SIZE:
         raise ReadbackError(f"floor and holes extend over {sides[0]:.2f} × {sides[1]:.2f} cells")
@@ -123,14 +126,14 @@ def _cell(thing: Placed, size: int, cell_size: float) -> Cell:
 def _only(role: str, by_role: dict[str, list[Placed]], size: int, cell_size: float) -> Cell:
     things = by_role.get(role, [])
     if len(things) != 1:
-        raise ReadbackError(f"the scene graph must hold one {role}, not {len(things)}")
+        raise ReadbackError(f"there must be one {role}, not {len(things)}")
     return _cell(things[0], size, cell_size)
 
 
 def _table(by_role: dict[str, list[Placed]], size: int, cell_size: float) -> frozenset[Cell]:
     tables = by_role.get("table", [])
     if len(tables) != 1:
-        raise ReadbackError(f"the scene graph must hold one table, not {len(tables)}")
+        raise ReadbackError(f"there must be one table, not {len(tables)}")
     (low_x, low_y, _), (high_x, high_y, _) = tables[0].low, tables[0].high
     covered = []
     for row in range(size):

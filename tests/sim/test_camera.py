@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.camera import Camera, CameraError
+from sim.camera import PROJECTIONS, Camera, CameraError
 
 DOWN = Camera.looking_at((0, 0, 2), (0, 0, 0), (0, 1, 0), 101, 51, 100.0)
 
@@ -31,8 +31,9 @@ def cameras(draw: st.DrawFn) -> Camera:
         draw(st.integers(1, 2000)),
         draw(st.floats(10, 2000)),
     )
+    projection = draw(st.sampled_from(PROJECTIONS))
     fy, cx, cy = draw(st.floats(10, 2000)), draw(st.floats(-50, 2000)), draw(st.floats(-50, 2000))
-    return Camera(looking.width, looking.height, looking.fx, fy, cx, cy, looking.pose)
+    return Camera(looking.width, looking.height, looking.fx, fy, cx, cy, looking.pose, projection)
 
 
 def test_straight_down_x_is_right_y_is_up_and_pixel_centres_are_whole() -> None:
@@ -60,12 +61,26 @@ def test_to_ground_inverts_project(camera: Camera, x: float, y: float, z: float)
     assert np.allclose(camera.to_ground(camera.project(point), z), point, atol=1e-6)
 
 
+@given(cameras(), st.floats(-0.4, 0.4), st.floats(-0.4, 0.4), st.floats(-0.2, 0.2))
+def test_the_projection_matrix_projects(camera: Camera, x: float, y: float, z: float) -> None:
+    u, v, w = camera.projection_matrix() @ (x, y, z, 1)
+    assert np.allclose((u / w, v / w), camera.project([(x, y, z)])[0], rtol=1e-9, atol=1e-6)
+
+
+def test_an_orthographic_camera_keeps_lengths_at_any_distance() -> None:
+    camera = Camera.looking_at((0, 0, 9), (0, 0, 0), (0, 1, 0), 101, 51, 10.0, "orthographic")
+    # By hand: 10 px a metre.
+    assert np.allclose(camera.project([(1, 0, 0), (1, 2, 5)]), [(60, 25), (60, 5)])
+    assert np.allclose(camera.depth_of([(1, 2, 5)]), [4])
+
+
 @given(cameras())
 def test_a_camera_survives_json(camera: Camera) -> None:
     assert Camera.from_dict(json.loads(json.dumps(camera.to_dict()))) == camera
 
 
 BROKEN = {
+    "projection": "fisheye",
     "width": 0,
     "height": 1.5,
     "fx": -1.0,

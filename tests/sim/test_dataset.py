@@ -22,6 +22,7 @@ from sim import (
     LevelError,
     SplitError,
     UnknownFamilyError,
+    sample,
     simulate,
     split_of,
     state_digest,
@@ -35,10 +36,15 @@ from sim.dataset import (
     load_episodes,
     parse_families,
     parse_levels,
+    parse_part,
+    plan_shards,
     style_seed,
     write_dataset,
 )
-from sim.scene import build_scene
+from sim.grid import Grid
+from sim.renderers import UnknownRendererError
+from sim.scene import build_scene, grid_of
+from sim.style import STYLES, StyleError
 
 PAIRS = [("maze", 3), ("frozenlake", 4), ("minibehaviour", 5)]
 COUNT = 6
@@ -79,6 +85,21 @@ def test_episodes_are_true(directory: Path) -> None:
         assert split_of(episode.state) == episode.split
         scene = build_scene(episode.state, episode.style, 64, 64)
         assert scene.camera == episode.camera
+        assert grid_of(scene) == episode.grid
+
+
+@pytest.mark.parametrize("styles", STYLES)
+def test_styles_are_those_asked_for(tmp_path: Path, styles: str) -> None:
+    write_dataset(tmp_path, [("maze", 3)], "train", seed=40, count=2, size=64, styles=styles)
+    loaded = load_episodes(tmp_path, "train")
+    generated = list(generate_episodes("maze", 3, "train", 40, 2, 64, styles=styles))
+    assert all(same(*both) for both in zip(loaded, generated, strict=True))
+    for episode in loaded:
+        assert episode.styles == styles
+        scene = build_scene(episode.state, episode.style, 64, 64, styles=styles)
+        assert scene.camera == episode.camera
+    # Only the plain style leaves the camera where it is.
+    assert (loaded[0].camera == loaded[1].camera) == (styles == "plain")
 
 
 def test_selections(directory: Path) -> None:
@@ -101,6 +122,7 @@ def test_hugging_face_datasets_reads_the_same(directory: Path, tmp_path: Path) -
         assert np.array_equal(np.asarray(row["image"]), episode.image)
         assert state_from_dict(json.loads(row["state"])) == episode.state
         assert row["style"] == episode.style and row["renderer"] == "panda"
+        assert Grid.from_dict(json.loads(row["grid"])) == episode.grid
 
 
 def test_splits_share_no_state_and_no_style() -> None:
@@ -142,6 +164,34 @@ def test_levels(text: str, families: str, expected: list[tuple[str, int]]) -> No
     assert parse_levels(text, parse_families(families)) == expected
 
 
+@pytest.mark.parametrize(("text", "part"), [("0/1", (0, 1)), ("3/7", (3, 7))])
+def test_parts(text: str, part: tuple[int, int]) -> None:
+    assert parse_part(text) == part
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "/", "1/", "/2", "2/2", "-1/2", "0/0", "1/2/3", "0.5/2", "0/100001", "a/b"]
+)
+def test_parts_that_do_not_exist(text: str) -> None:
+    with pytest.raises(DatasetError, match="i/n"):
+        parse_part(text)
+
+
+@given(st.integers(1, 900), st.sampled_from([64, 700, 2048]), st.integers(1, 9))
+def test_parts_are_disjoint_complete_and_of_like_size(count: int, size: int, parts: int) -> None:
+    whole = plan_shards(PAIRS, "train", 5, count, size)
+    drawn = [plan_shards(PAIRS, "train", 5, count, size, part=(i, parts)) for i in range(parts)]
+    assert sorted((shard for own in drawn for shard in own), key=whole.index) == whole
+    assert len({shard.file_name for shard in whole}) == len(whole)
+    lengths = [len(own) for own in drawn]
+    assert max(lengths) - min(lengths) <= 1
+    for family, level in PAIRS:
+        own = sorted((s for s in whole if s.family == family), key=lambda s: s.index)
+        assert [s.level for s in own] == [level] * len(own)
+        seeds = [seed for s in own for seed in range(s.seed, s.seed + s.count)]
+        assert seeds == list(range(5, 5 + count))
+
+
 @pytest.mark.parametrize(
     ("text", "families"),
     [("2", "maze"), ("3-7", "maze"), ("9", "all"), ("5-3", "maze"), ("three", "all"), ("", "all")],
@@ -162,7 +212,9 @@ def test_levels_that_do_not_exist(text: str, families: str) -> None:
         ({"seed": 2**62}, DatasetError),
         ({"size": 31}, DatasetError),
         ({"size": 2049}, DatasetError),
-        ({"renderer": "crayon"}, DatasetError),
+        ({"count": 10_000_001}, DatasetError),
+        ({"renderer": "crayon"}, UnknownRendererError),
+        ({"styles": "gaudy"}, StyleError),
     ],
 )
 def test_arguments_out_of_range(change: dict[str, Any], error: type[ValueError]) -> None:
@@ -206,6 +258,9 @@ def test_the_good_row_is_read(directory: Path, tmp_path: Path) -> None:
     assert len(load_episodes(rewritten(directory, tmp_path, lambda row: None), "test")) == 3
 
 
+# The grid of another level: no grid of this picture.
+LARGER_GRID = grid_of(build_scene(sample("maze", 4, 0), None, 64, 64)).to_dict()
+
 BAD_VALUES: dict[str, list[Any]] = {
     "image": [
         None,
@@ -226,10 +281,12 @@ BAD_VALUES: dict[str, list[Any]] = {
     ],
     "plan": [None, "", "L D R", "<answer>L JUMP</answer>", "<answer>PICK</answer>"],
     "camera": [None, "", "{}", '{"width": 64}', "[1]"],
+    "grid": [None, "", "{}", "[1]", json.dumps(LARGER_GRID)],
     "family": [None, "frozenlake", "chess"],
     "level": [None, 4],
     "split": [None, "dev"],
     "seed": [None],
+    "styles": [None, "gaudy"],
     "style": [None],
     "renderer": [None],
 }

@@ -1,0 +1,173 @@
+"""How much of what a renderer can draw arrives on the disk, with one worker and with two.
+
+python benchmarks/generate.py --renderer panda --json generate.json
+python benchmarks/generate.py --memory 20000 --json memory.json
+
+`bare` draws scenes that are loaded already and packs the pictures; `generate` is everything: states
+sampled, scenes built, loaded, read back and drawn, plans solved, shards packed and written. Both
+draw the same scenes. Rates are taken over the middle of a run, when all workers are busy, and the
+kinds of runs take turns, so that they meet the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sim.dataset import parse_families, parse_levels, write_dataset
+from sim.episodes import style_seed
+from sim.png import encode_png
+from sim.renderers import RENDERERS, Renderer, open_renderer
+from sim.sampling import sample_split
+from sim.scene import build_scene
+
+PAIRS = parse_levels("all", parse_families("all"))
+
+#: Times that the bare loop draws a loaded scene: the first may still move it to the GPU.
+DRAWN_AGAIN = 3
+
+
+def bare_rate(drawer: Renderer, count: int, size: int) -> float:
+    """Return episodes/s of drawing and packing alone, over `count` scenes."""
+    seconds = 0.0
+    for i in range(count):
+        family, level = PAIRS[i % len(PAIRS)]
+        seed = i // len(PAIRS)
+        state = sample_split(family, level, "train", seed)
+        scene = build_scene(state, style_seed(family, level, "train", seed), size, size)
+        encode_png(drawer.render(scene).rgb)
+        began = time.perf_counter()
+        for _ in range(DRAWN_AGAIN):
+            encode_png(drawer.render(scene).rgb)
+        seconds += time.perf_counter() - began
+    return count * DRAWN_AGAIN / seconds
+
+
+def generate_rate(renderer: str, count: int, size: int, workers: int) -> float:
+    """Return episodes/s of a whole run of `count` episodes, start and end left out."""
+    seen: list[tuple[float, int]] = []
+    per_pair = -(-count // len(PAIRS))
+
+    def progress(episodes: int) -> None:
+        seen.append((time.perf_counter(), episodes))
+
+    with tempfile.TemporaryDirectory() as out:
+        write_dataset(
+            Path(out), PAIRS, "train", 0, per_pair, size, renderer, workers, progress=progress
+        )
+    total = per_pair * len(PAIRS)
+    done, middle = 0, []
+    for at, episodes in seen:
+        done += episodes
+        if 0.15 * total <= done <= 0.85 * total:
+            middle.append((at, done))
+    (first_at, first), (last_at, last) = middle[0], middle[-1]
+    return (last - first) / (last_at - first_at)
+
+
+def resident_mib() -> float:
+    """Return the memory that this process holds [MiB]."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def watch_memory(renderer: str, episodes: int, size: int, results: Any) -> None:
+    """Draw so many episodes in this process; tell what it holds after 10 % and at the end."""
+    per_pair = -(-episodes // len(PAIRS))
+    total = per_pair * len(PAIRS)
+    done, early = 0, 0.0
+
+    def progress(number: int) -> None:
+        nonlocal done, early
+        done += number
+        if not early and done >= 0.1 * total:
+            early = resident_mib()
+
+    with tempfile.TemporaryDirectory() as out:
+        write_dataset(Path(out), PAIRS, "train", 0, per_pair, size, renderer, progress=progress)
+    late = resident_mib()
+    results.put(
+        {
+            "episodes": total,
+            "mib_after_10_percent": early,
+            "mib_at_end": late,
+            "ratio": late / early,
+        }
+    )
+
+
+def main() -> None:
+    """Measure and print a table; write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--json", type=Path, help="file of the results")
+    add("--renderer", choices=RENDERERS, default="panda", help="what draws (default: panda)")
+    add("--size", type=int, default=256, help="side of the pictures [px] (default: 256)")
+    add("--episodes", type=int, default=2400, help="of each timed run (default: 2400)")
+    add("--rounds", type=int, default=3, help="times that every kind runs (default: 3)")
+    add(
+        "--memory",
+        type=int,
+        default=0,
+        metavar="EPISODES",
+        help="also draw so many in one worker and watch its memory (default: 0, not at all)",
+    )
+    args = parser.parse_args()
+    load = os.getloadavg()[0]  # above 0.5 other programs took part of the two cores
+    rates: dict[str, list[float]] = {"bare": [], "one_worker": [], "two_workers": []}
+    with open_renderer(args.renderer) as drawer:
+        for _ in range(args.rounds):
+            rates["bare"].append(bare_rate(drawer, max(1, args.episodes // 8), args.size))
+            for name, workers in (("one_worker", 1), ("two_workers", 2)):
+                rate = generate_rate(args.renderer, args.episodes, args.size, workers)
+                rates[name].append(rate)
+    bare, one, two = (median(values) for values in rates.values())
+    results: dict[str, Any] = {
+        "renderer": args.renderer,
+        "size": args.size,
+        "episodes": args.episodes,
+        "bare_per_s": bare,
+        "one_worker_per_s": one,
+        "two_workers_per_s": two,
+        "episodes_per_s": two,
+        "fraction_of_bare": median(
+            whole / alone for whole, alone in zip(rates["one_worker"], rates["bare"], strict=True)
+        ),
+        "two_worker_ratio": median(
+            both / single
+            for both, single in zip(rates["two_workers"], rates["one_worker"], strict=True)
+        ),
+        "rounds": rates,
+        "load_before": load,
+    }
+    if args.memory:
+        # In a new process: this one holds what the runs before have left.
+        context = multiprocessing.get_context("spawn")
+        told = context.Queue()
+        process = context.Process(
+            target=watch_memory, args=(args.renderer, args.memory, args.size, told)
+        )
+        process.start()
+        results["memory"] = told.get()
+        process.join()
+    for name in ("bare_per_s", "one_worker_per_s", "two_workers_per_s"):
+        print(f"{name:>20}  {results[name]:8.1f}")
+    for name in ("fraction_of_bare", "two_worker_ratio"):
+        print(f"{name:>20}  {results[name]:8.3f}")
+    for name, value in results.get("memory", {}).items():
+        print(f"{name:>20}  {value:8.4g}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The one place that knows which renderers there are, and opens them.
+
+A renderer draws scenes and says what state stands in the world that it draws. Its library is
+loaded when it is opened, so that a machine needs only the one that it uses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from types import TracebackType
+from typing import Protocol, Self
+
+from sim.camera import Camera, Frame
+from sim.scene import Scene
+from sim.states import State
+
+#: Names that `open_renderer` takes.
+RENDERERS = ("habitat", "panda")
+
+_MODULES = {"habitat": "habitat_sim", "panda": "panda3d"}
+_INSTALL = {
+    "habitat": "habitat-sim is not installed: `conda install habitat-sim withbullet headless "
+    "-c conda-forge -c aihabitat`, or build it from github.com/facebookresearch/habitat-sim; "
+    "--renderer panda needs neither",
+    "panda": "panda3d is not installed: pip install 'mgsd_ros[sim]'",
+}
+
+
+class UnknownRendererError(ValueError):
+    """A renderer that is none of `RENDERERS`."""
+
+
+class MissingRendererError(OSError):
+    """A renderer whose library is not installed here; the message says how to install it."""
+
+
+class Renderer(Protocol):
+    """Draws one scene after another; belongs to the thread that made it."""
+
+    @property
+    def name(self) -> str:
+        """One of `RENDERERS`."""
+
+    def render(
+        self,
+        scene: Scene,
+        camera: Camera | None = None,
+        depth: bool = False,
+        semantic: bool = False,
+    ) -> Frame:
+        """Return what `camera` (default: the scene's own) sees of a scene.
+
+        Equal arguments give equal bytes.
+        """
+
+    def read_state(self, scene: Scene) -> State:
+        """Return the state that stands in the renderer's world once `scene` is loaded into it.
+
+        Read from that world alone: `scene` says what to load, not what is there.
+
+        Raises:
+            sim.readback.ReadbackError: what stands there makes no state.
+        """
+
+    def close(self) -> None:
+        """Give back the renderer's memory; drawing afterwards raises OSError."""
+
+    def __enter__(self) -> Self:
+        """Return the renderer itself."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+
+
+def check_renderer(name: str) -> str:
+    """Return `name`, or raise where there is no such renderer or it is not installed.
+
+    Raises:
+        UnknownRendererError, MissingRendererError: see there.
+    """
+    if name not in RENDERERS:
+        raise UnknownRendererError(
+            f"unknown renderer {name!r}; renderers are: {', '.join(RENDERERS)}"
+        )
+    if importlib.util.find_spec(_MODULES[name]) is None:
+        raise MissingRendererError(_INSTALL[name])
+    return name
+
+
+def open_renderer(name: str) -> Renderer:
+    """Open a renderer; see `check_renderer` for the errors."""
+    if check_renderer(name) == "habitat":
+        from sim.habitat import HabitatRenderer
+
+        return HabitatRenderer()
+    from sim.panda import PandaRenderer
+
+    return PandaRenderer()

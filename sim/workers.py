@@ -1,0 +1,102 @@
+"""Draws shards in this process, or in several that each keep one renderer open."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from pathlib import Path
+
+from sim.files import write_file
+from sim.renderers import Renderer, open_renderer
+from sim.shards import Progress, Shard, draw_shard, kept_renderer, sha256
+
+#: Between two looks at how far the workers have come [s].
+_TICK = 0.1
+
+
+def draw_here(
+    out: Path, shards: Sequence[Shard], progress: Progress
+) -> Iterator[tuple[Shard, str]]:
+    """Draw shards of one renderer and write them; yield each with its SHA-256 once it is done."""
+    if not shards:
+        return
+    with open_renderer(shards[0].renderer) as drawer:
+        for shard in shards:
+            yield shard, _write(out, shard, drawer, progress)
+
+
+def draw_in_processes(
+    out: Path, shards: Sequence[Shard], workers: int, progress: Progress
+) -> Iterator[tuple[Shard, str]]:
+    """Do what `draw_here` does in `workers` processes, in no certain order.
+
+    Raises:
+        OSError: a file cannot be written, or a worker process died.
+    """
+    # Spawn: a forked child would share the renderer libraries' state with its parent.
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    os.set_blocking(reader.fileno(), False)
+    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (writer,))
+    try:
+        jobs = {pool.submit(_write_kept, out, shard): shard for shard in shards}
+        waiting = set(jobs)
+        while waiting:
+            done, waiting = wait(waiting, _TICK, FIRST_COMPLETED)
+            progress(_arrived(reader))
+            for job in done:
+                yield jobs[job], job.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker process died (out of memory?); the same command goes on where it stopped"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        reader.close()
+        writer.close()
+
+
+def _arrived(reader: connection.Connection) -> int:
+    """Return how many episodes the workers have drawn since the last call."""
+    try:
+        return len(os.read(reader.fileno(), 1 << 16))
+    except BlockingIOError:
+        return 0
+
+
+_told: connection.Connection  # in a worker: where it says that an episode is drawn
+
+
+def _start_worker(writer: connection.Connection) -> None:
+    """Let this worker process end with the one that started it, and at once on Ctrl-C."""
+    global _told
+    _told = writer
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_kept(out: Path, shard: Shard) -> str:
+    def tell(episodes: int) -> None:
+        # One byte an episode: so short a message is whole or not there, whoever else writes.
+        os.write(_told.fileno(), bytes(episodes))
+
+    return _write(out, shard, kept_renderer(shard.renderer), tell)
+
+
+def _write(out: Path, shard: Shard, drawer: Renderer, progress: Progress) -> str:
+    data = draw_shard(drawer, shard, progress)
+    write_file(out / shard.file_name, data)
+    return sha256(data)
