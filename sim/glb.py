@@ -54,10 +54,13 @@ def glb(pieces: Sequence[Triangles]) -> bytes:
     accessors: list[dict[str, Any]] = []
     primitives, materials, textures, images = [], [], [], []
 
+    length = 0
+
     def add_view(data: bytes, **more: int) -> int:
-        start = sum(map(len, buffers))
+        nonlocal length
         buffers.append(data + b"\0" * (-len(data) % 4))
-        views.append({"buffer": 0, "byteOffset": start, "byteLength": len(data)} | more)
+        views.append({"buffer": 0, "byteOffset": length, "byteLength": len(data)} | more)
+        length += len(buffers[-1])
         return len(views) - 1
 
     def add_accessor(view: int, kind: int, shape: str, count: int, **more: Any) -> int:
@@ -68,13 +71,17 @@ def glb(pieces: Sequence[Triangles]) -> bytes:
 
     for piece in pieces:
         rows = np.empty(len(piece.vertices), _ROW)
-        rows["place"] = piece.vertices[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
-        rows["colour"][:, :3], rows["colour"][:, 3] = piece.colours, 255
-        rows["uv"] = piece.uv * np.array([1, -1], np.float32)  # in glTF v goes down
+        x, y, z = piece.vertices.T
+        place = rows["place"]
+        place[:, 0], place[:, 1], place[:, 2] = x, z, -y
+        rows["colour"][:, :3] = piece.colours
+        rows["colour"][:, 3] = 255
+        rows["uv"][:, 0] = piece.uv[:, 0]
+        rows["uv"][:, 1] = -piece.uv[:, 1]  # in glTF v goes down
         count = len(rows)
         view = add_view(rows.tobytes(), target=_VERTICES, byteStride=_ROW.itemsize)
-        low, high = rows["place"].min(axis=0).tolist(), rows["place"].max(axis=0).tolist()
-        place = add_accessor(view, _FLOAT, "VEC3", count, min=low, max=high)
+        low, high = place.min(axis=0).tolist(), place.max(axis=0).tolist()
+        position = add_accessor(view, _FLOAT, "VEC3", count, min=low, max=high)
         colour = add_accessor(view, _BYTE, "VEC4", count, byteOffset=12, normalized=True)
         uv = add_accessor(view, _FLOAT, "VEC2", count, byteOffset=16)
         view = add_view(piece.faces.astype("<u4").tobytes(), target=_INDICES)
@@ -87,7 +94,7 @@ def glb(pieces: Sequence[Triangles]) -> bytes:
         materials.append(
             {"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}
         )
-        attributes = {"POSITION": place, "COLOR_0": colour}
+        attributes = {"POSITION": position, "COLOR_0": colour}
         if piece.texture:
             attributes["TEXCOORD_0"] = uv
         primitives.append(
@@ -113,10 +120,10 @@ def glb(pieces: Sequence[Triangles]) -> bytes:
         ]
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    length = 12 + 8 + len(text) + 8 + len(body)
+    whole = 12 + 8 + len(text) + 8 + len(body)
     return b"".join(
         [
-            struct.pack("<4sII", b"glTF", 2, length),
+            struct.pack("<4sII", b"glTF", 2, whole),
             struct.pack("<I4s", len(text), b"JSON"),
             text,
             struct.pack("<I4s", len(body), b"BIN\0"),

@@ -47,7 +47,7 @@ from sim.states import State
 
 #: Samples along each side of a pixel of a colour picture. Pictures so large that the samples would
 #: take more than `MAX_BUFFER_SIDE` are drawn with one sample.
-SUPERSAMPLING = 2
+SUPERSAMPLING = 3
 MAX_BUFFER_SIDE = 4096
 
 # Habitat never lets go of an asset that it loaded: begin anew before they fill the memory.
@@ -368,20 +368,21 @@ def add_role(
     templates = simulator.get_object_template_manager()
     chosen = [i for i, thing in enumerate(scene.objects) if thing.role == role]
     path.write_bytes(glb(_pieces(scene, mesh, chosen, own_frame=role in _ALONE)))
-    template = templates.create_new_template(str(path), False)
-    template.render_asset_handle = str(path)
+    name = str(path)
+    template = templates.create_new_template(name, False)
+    template.render_asset_handle = name
     template.force_flat_shading = True
     template.semantic_id = semantic_id
     template.is_collidable = role in _ALONE
     # Else Habitat moves an object's frame to the middle of its box.
     template.compute_COM_from_shape = False
     template.com = mn.Vector3(0.0)
-    templates.register_template(template, str(path))
+    templates.register_template(template, name)
     thing = simulator.get_rigid_object_manager().add_object_by_template_handle(
-        str(path), light_setup_key=habitat_sim.gfx.NO_LIGHT_KEY
+        name, light_setup_key=habitat_sim.gfx.NO_LIGHT_KEY
     )
     path.unlink()
-    templates.remove_template_by_handle(str(path))
+    templates.remove_template_by_handle(name)
     if thing is None:
         raise HabitatError(f"Habitat-Sim cannot load the {role} of a scene")
     if role in _ALONE:
@@ -393,26 +394,28 @@ def add_role(
 
 
 def _pieces(scene: Scene, mesh: Mesh, chosen: list[int], own_frame: bool) -> list[Triangles]:
-    """Return the triangles of some objects, one piece for each texture among them."""
+    """Return the triangles of some objects, one piece for each run of them with one texture."""
     vertices = mesh.vertices if own_frame else mesh.world
-    vertex_starts = np.concatenate([[0], mesh.vertex_ends])
-    face_starts = np.concatenate([[0], mesh.face_ends])
     pieces = []
-    for texture in dict.fromkeys(scene.objects[i].texture for i in chosen):
-        rows, faces, count = [], [], 0
-        for i in chosen:
-            if scene.objects[i].texture == texture:
-                low, high = vertex_starts[i], vertex_starts[i + 1]
-                rows.append(np.arange(low, high))
-                faces.append(mesh.faces[face_starts[i] : face_starts[i + 1]] + (count - low))
-                count += high - low
-        row = np.concatenate(rows)
-        pieces.append(
-            Triangles(
-                vertices[row], mesh.colours[row], mesh.uv[row], np.concatenate(faces), texture
-            )
+    first = 0
+    for i, number in enumerate(chosen):
+        following = chosen[i + 1] if i + 1 < len(chosen) else -1
+        texture = scene.objects[number].texture
+        if following == number + 1 and scene.objects[following].texture == texture:
+            continue
+        low, faces_low = (
+            _start(mesh.vertex_ends, chosen[first]),
+            _start(mesh.face_ends, chosen[first]),
         )
+        rows = slice(low, mesh.vertex_ends[number])
+        faces = mesh.faces[faces_low : mesh.face_ends[number]] - low
+        pieces.append(Triangles(vertices[rows], mesh.colours[rows], mesh.uv[rows], faces, texture))
+        first = i + 1
     return pieces
+
+
+def _start(ends: NDArray[np.int64], number: int) -> np.uint32:
+    return np.uint32(ends[number - 1] if number else 0)
 
 
 def _navmesh_settings(cell_size: float) -> habitat_sim.NavMeshSettings:

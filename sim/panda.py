@@ -8,6 +8,7 @@ pixels, so pictures are drawn `SUPERSAMPLING` times as large and averaged.
 from __future__ import annotations
 
 import itertools
+import math
 from functools import cache
 from types import TracebackType
 
@@ -157,8 +158,7 @@ class PandaRenderer:
             node.add_geom(_geom(data, mesh.faces[face_starts[i] : face_starts[i + 1]]))
             node.set_tag("role", thing.role)
             path = self._root.attach_new_node(node)
-            path.set_pos(*thing.position)
-            path.set_h(np.degrees(thing.yaw))
+            path.set_pos_hpr(*thing.position, math.degrees(thing.yaw), 0, 0)
             if thing.texture:
                 path.set_texture(_texture(thing.texture))
         self._faces = mesh.world[mesh.faces]
@@ -208,21 +208,26 @@ class PandaRenderer:
             self._buffer.set_size(*size)
             self._size = size
 
-    def _draw_samples(self, root: core.NodePath) -> Image.Image:
-        """Draw what hangs under `root`; return the samples as RGBX, first row at the top."""
+    def _draw_samples(self, root: core.NodePath) -> NDArray[np.uint8]:
+        """Draw what hangs under `root`; return the samples as they lie in memory until the next.
+
+        They are BGRX, first row at the bottom.
+        """
         self._eye.reparent_to(root)
         self._engine.render_frame()
-        data = bytes(self._texture.get_ram_image())
-        picture = Image.frombuffer("RGBX", self._size, data, "raw", "BGRX", 0, -1)
         self._eye.detach_node()
-        return picture
+        width, height = self._size
+        data = np.frombuffer(memoryview(self._texture.get_ram_image()), np.uint8)
+        return data.reshape(height, width, 4)
 
     def _draw(self, samples: int) -> Image.Image:
         """Return the scene as an RGB picture, samples averaged."""
-        picture = self._draw_samples(self._root)
+        drawn = self._draw_samples(self._root)
         if samples > 1:
-            picture = picture.reduce(samples)
-        return picture.convert("RGB")
+            # What Pillow takes for red is blue, which does not matter to it.
+            picture = Image.frombuffer("RGBX", self._size, drawn, "raw", "RGBX", 0, 1)
+            drawn = np.asarray(picture.reduce(samples))
+        return Image.fromarray(np.ascontiguousarray(drawn[::-1, :, 2::-1]))
 
     def _visible_faces(self, samples: int) -> NDArray[np.intp]:
         """Return the number of the face at every pixel's centre, [height, width]; 0: none.
@@ -235,11 +240,10 @@ class PandaRenderer:
         node = core.GeomNode("faces")
         order = np.arange(len(corners), dtype=np.uint32).reshape(-1, 3)
         node.add_geom(_geom(_vertex_data(corners, colours, corners[:, :2]), order))
-        picture = self._draw_samples(core.NodePath(node))
         middle = samples // 2
-        centres = np.ascontiguousarray(np.array(picture)[middle::samples, middle::samples])
-        centres[:, :, 3] = 0
-        return centres.view("<u4")[:, :, 0].astype(np.intp)
+        drawn = self._draw_samples(core.NodePath(node))[middle::samples, middle::samples]
+        blue, green, red = np.moveaxis(drawn[::-1, :, :3].astype(np.intp), 2, 0)
+        return red + (green << 8) + (blue << 16)
 
     def _depth(self, faces: NDArray[np.intp], camera: Camera) -> NDArray[np.float32]:
         """Return where the rays through the pixels' centres meet the planes of their faces."""

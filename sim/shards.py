@@ -7,6 +7,7 @@ pack), not from who draws it, where or when.
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -75,12 +76,18 @@ class Shard:
 def draw_shard(drawer: Renderer, shard: Shard, progress: Progress) -> memoryview:
     """Draw a shard's episodes and return its file; call `progress(1)` after each episode."""
     rows = []
-    for seed in range(shard.seed, shard.seed + shard.count):
-        episode = draw_episode(
-            drawer, shard.family, shard.level, shard.split, seed, shard.size, shard.styles
-        )
-        rows.append(episode_to_row(episode))
-        progress(1)
+    # What the libraries hold need not be looked through with every collection of garbage: that
+    # takes a tenth of the time.
+    gc.freeze()
+    try:
+        for seed in range(shard.seed, shard.seed + shard.count):
+            episode = draw_episode(
+                drawer, shard.family, shard.level, shard.split, seed, shard.size, shard.styles
+            )
+            rows.append(episode_to_row(episode))
+            progress(1)
+    finally:
+        gc.unfreeze()
     metadata = {
         "huggingface": json.dumps({"info": {"features": _FEATURES}}),
         "mgsd": json.dumps(_arguments(shard)),

@@ -268,7 +268,7 @@ def _overhead_view(rng: random.Random) -> View:
 
 
 def _varied_view(rng: random.Random) -> View:
-    tilt = rng.choice((0.0, rng.uniform(0, math.radians(15)), rng.uniform(0, math.radians(45))))
+    tilt = math.radians(rng.choice((0.0, rng.uniform(0, 20), rng.uniform(15, 45))))
     # A camera that looks down steeply may stand anywhere, one that looks ahead stands below the
     # picture: what is up in the picture must stay up on the grid.
     spread = math.pi if tilt < math.radians(15) else math.radians(30)
