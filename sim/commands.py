@@ -1,4 +1,4 @@
-"""The command `mgsd generate`."""
+"""The commands `mgsd generate` and, from its own module, `mgsd generate-scan`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import json
 import time
 from pathlib import Path
 
+from sim.commands_scan import register as register_scan
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `generate` to the program `mgsd`."""
+    """Add `generate` and `generate-scan` to the program `mgsd`."""
+    register_scan(subparsers)
     parser = subparsers.add_parser(
         "generate",
         help="draw scenes and write them with their truth as a data set",

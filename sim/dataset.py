@@ -427,12 +427,19 @@ def _shard_paths(directory: Path, split: str, family: str | None, level: int | N
     if family is not None:
         check_family(family)
     families = FAMILIES if family is None else (family,)
-    paths = []
+    # Whatever levels there are: tasks cut from scans may have any.
+    wanted = "*" if level is None else str(level)
+    paths: list[Path] = []
     for name in families:
-        for own_level in LEVELS[name] if level is None else (level,):
-            found = directory.glob(f"{name}-{own_level}-{split}-*.parquet")
-            paths += sorted(found, key=lambda path: (len(path.name), path.name))
+        found = directory.glob(f"{name}-{wanted}-{split}-*.parquet")
+        paths += sorted(found, key=_level_and_number)
     if not paths:
         what = " ".join([split, family or "", "" if level is None else f"level {level}"]).strip()
         raise DatasetError(f"{directory} holds no {what} episodes")
     return paths
+
+
+def _level_and_number(path: Path) -> tuple[int, int, str]:
+    """Return what sorts a shard by its level and its number, however many digits they have."""
+    level, number = path.stem.split("-")[1::2]
+    return int(level), int(number), path.name

@@ -19,9 +19,9 @@ RENDERERS = ("habitat", "panda")
 
 _MODULES = {"habitat": "habitat_sim", "panda": "panda3d"}
 _INSTALL = {
-    "habitat": "habitat-sim is not installed: `conda install habitat-sim withbullet headless "
-    "-c conda-forge -c aihabitat`, or build it from github.com/facebookresearch/habitat-sim; "
-    "--renderer panda needs neither",
+    "habitat": "habitat-sim is not installed: conda install habitat-sim withbullet headless -c "
+    "conda-forge -c aihabitat-nightly, or pip install "
+    "git+https://github.com/facebookresearch/habitat-sim; --renderer panda needs neither",
     "panda": "panda3d is not installed: pip install 'mgsd_ros[sim]'",
 }
 

@@ -88,9 +88,14 @@ def draw_shard(drawer: Renderer, shard: Shard, progress: Progress) -> memoryview
             progress(1)
     finally:
         gc.unfreeze()
+    return packed(rows, _arguments(shard))
+
+
+def packed(rows: list[dict[str, Any]], arguments: dict[str, Any]) -> memoryview:
+    """Return a Parquet file of rows (see `episode_to_row`) that knows how it was made."""
     metadata = {
         "huggingface": json.dumps({"info": {"features": _FEATURES}}),
-        "mgsd": json.dumps(_arguments(shard)),
+        "mgsd": json.dumps(arguments),
     }
     table = pa.Table.from_pylist(rows, schema=COLUMNS.with_metadata(metadata))
     file = pa.BufferOutputStream()

@@ -43,13 +43,13 @@ def draw_in_processes(
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     os.set_blocking(reader.fileno(), False)
-    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (writer,))
+    pool = ProcessPoolExecutor(min(workers, len(shards)), context, start_worker, (writer,))
     try:
         jobs = {pool.submit(_write_kept, out, shard): shard for shard in shards}
         waiting = set(jobs)
         while waiting:
             done, waiting = wait(waiting, _TICK, FIRST_COMPLETED)
-            progress(_arrived(reader))
+            progress(arrived(reader))
             for job in done:
                 yield jobs[job], job.result()
     except BrokenProcessPool as error:
@@ -62,7 +62,7 @@ def draw_in_processes(
         writer.close()
 
 
-def _arrived(reader: connection.Connection) -> int:
+def arrived(reader: connection.Connection) -> int:
     """Return how many episodes the workers have drawn since the last call."""
     try:
         return len(os.read(reader.fileno(), 1 << 16))
@@ -73,7 +73,7 @@ def _arrived(reader: connection.Connection) -> int:
 _told: connection.Connection  # in a worker: where it says that an episode is drawn
 
 
-def _start_worker(writer: connection.Connection) -> None:
+def start_worker(writer: connection.Connection) -> None:
     """Let this worker process end with the one that started it, and at once on Ctrl-C."""
     global _told
     _told = writer
@@ -88,11 +88,13 @@ def _start_worker(writer: connection.Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_kept(out: Path, shard: Shard) -> str:
-    def tell(episodes: int) -> None:
-        # One byte an episode: so short a message is whole or not there, whoever else writes.
-        os.write(_told.fileno(), bytes(episodes))
+def tell(episodes: int) -> None:
+    """In a worker, say that so many episodes are drawn."""
+    # One byte an episode: so short a message is whole or not there, whoever else writes.
+    os.write(_told.fileno(), bytes(episodes))
 
+
+def _write_kept(out: Path, shard: Shard) -> str:
     return _write(out, shard, kept_renderer(shard.renderer), tell)
 
 

@@ -187,7 +187,7 @@ def test_a_scene_that_was_built_wrong_is_refused(habitat: HabitatRenderer) -> No
     rest = tuple(thing for thing in scene.objects if thing is not robot)
     elsewhere = next(t for t in rest if t.role == "floor" and t.position != robot.position)
     moved = replace(scene, objects=(*rest, replace(robot, position=elsewhere.position)))
-    with pytest.raises(ReadbackError, match="found .* meant "):
+    with pytest.raises(ReadbackError, match=r"found .* meant "):
         check_state(habitat.read_state(moved), scene.state)
     with pytest.raises(ReadbackError, match="one robot"):
         habitat.read_state(replace(scene, objects=rest))
