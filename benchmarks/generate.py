@@ -5,8 +5,8 @@ python benchmarks/generate.py --memory 20000 --json memory.json
 
 `bare` draws scenes that are loaded already and packs the pictures; `generate` is everything: states
 sampled, scenes built, loaded, read back and drawn, plans solved, shards packed and written. Both
-draw the same scenes. Rates are taken over the middle of a run, when all workers are busy, and the
-kinds of runs take turns, so that they meet the same machine.
+draw the same scenes, each run in a new process. Rates are taken over the middle of a run, when all
+workers are busy, and the kinds of runs take turns, so that they meet the same machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,30 +26,27 @@ from typing import Any
 from sim.dataset import parse_families, parse_levels, write_dataset
 from sim.episodes import style_seed
 from sim.png import encode_png
-from sim.renderers import RENDERERS, Renderer, open_renderer
+from sim.renderers import RENDERERS, open_renderer
 from sim.sampling import sample_split
 from sim.scene import build_scene
 
 PAIRS = parse_levels("all", parse_families("all"))
 
-#: Times that the bare loop draws a loaded scene: the first may still move it to the GPU.
-DRAWN_AGAIN = 3
 
-
-def bare_rate(drawer: Renderer, count: int, size: int) -> float:
-    """Return episodes/s of drawing and packing alone, over `count` scenes."""
+def bare_rate(renderer: str, count: int, size: int) -> float:
+    """Return episodes/s of drawing loaded scenes, each once, and packing the pictures alone."""
     seconds = 0.0
-    for i in range(count):
-        family, level = PAIRS[i % len(PAIRS)]
-        seed = i // len(PAIRS)
-        state = sample_split(family, level, "train", seed)
-        scene = build_scene(state, style_seed(family, level, "train", seed), size, size)
-        encode_png(drawer.render(scene).rgb)
-        began = time.perf_counter()
-        for _ in range(DRAWN_AGAIN):
+    with open_renderer(renderer) as drawer:
+        for i in range(count):
+            family, level = PAIRS[i % len(PAIRS)]
+            seed = i // len(PAIRS)
+            state = sample_split(family, level, "train", seed)
+            scene = build_scene(state, style_seed(family, level, "train", seed), size, size)
+            drawer.read_state(scene)  # loads it
+            began = time.perf_counter()
             encode_png(drawer.render(scene).rgb)
-        seconds += time.perf_counter() - began
-    return count * DRAWN_AGAIN / seconds
+            seconds += time.perf_counter() - began
+    return count / seconds
 
 
 def generate_rate(renderer: str, count: int, size: int, workers: int) -> float:
@@ -78,8 +77,8 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def watch_memory(renderer: str, episodes: int, size: int, results: Any) -> None:
-    """Draw so many episodes in this process; tell what it holds after 10 % and at the end."""
+def watch_memory(renderer: str, episodes: int, size: int) -> dict[str, float]:
+    """Draw so many episodes in this process; return what it holds after 10 % and at the end."""
     per_pair = -(-episodes // len(PAIRS))
     total = per_pair * len(PAIRS)
     done, early = 0, 0.0
@@ -93,14 +92,20 @@ def watch_memory(renderer: str, episodes: int, size: int, results: Any) -> None:
     with tempfile.TemporaryDirectory() as out:
         write_dataset(Path(out), PAIRS, "train", 0, per_pair, size, renderer, progress=progress)
     late = resident_mib()
-    results.put(
-        {
-            "episodes": total,
-            "mib_after_10_percent": early,
-            "mib_at_end": late,
-            "ratio": late / early,
-        }
-    )
+    return {
+        "episodes": total,
+        "mib_after_10_percent": early,
+        "mib_at_end": late,
+        "ratio": late / early,
+    }
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function gives in a new process, as a run of the command would."""
+    context = multiprocessing.get_context("spawn")
+    # No pool's daemons: they may not have workers of their own.
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:
@@ -124,12 +129,12 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]  # above 0.5 other programs took part of the two cores
     rates: dict[str, list[float]] = {"bare": [], "one_worker": [], "two_workers": []}
-    with open_renderer(args.renderer) as drawer:
-        for _ in range(args.rounds):
-            rates["bare"].append(bare_rate(drawer, max(1, args.episodes // 8), args.size))
-            for name, workers in (("one_worker", 1), ("two_workers", 2)):
-                rate = generate_rate(args.renderer, args.episodes, args.size, workers)
-                rates[name].append(rate)
+    what = (args.renderer, args.episodes, args.size)
+    for _ in range(args.rounds):
+        few = max(1, args.episodes // 3)
+        rates["bare"].append(alone(bare_rate, args.renderer, few, args.size))
+        for name, workers in (("one_worker", 1), ("two_workers", 2)):
+            rates[name].append(alone(generate_rate, *what, workers))
     bare, one, two = (median(values) for values in rates.values())
     results: dict[str, Any] = {
         "renderer": args.renderer,
@@ -150,15 +155,7 @@ def main() -> None:
         "load_before": load,
     }
     if args.memory:
-        # In a new process: this one holds what the runs before have left.
-        context = multiprocessing.get_context("spawn")
-        told = context.Queue()
-        process = context.Process(
-            target=watch_memory, args=(args.renderer, args.memory, args.size, told)
-        )
-        process.start()
-        results["memory"] = told.get()
-        process.join()
+        results["memory"] = alone(watch_memory, args.renderer, args.memory, args.size)
     for name in ("bare_per_s", "one_worker_per_s", "two_workers_per_s"):
         print(f"{name:>20}  {results[name]:8.1f}")
     for name in ("fraction_of_bare", "two_worker_ratio"):

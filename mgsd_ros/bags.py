@@ -162,6 +162,10 @@ def _info_message(types: Any, header: FrameHeader, camera: Camera) -> Any:
     projection = np.array(
         [[camera.fx, 0, camera.cx, 0], [0, camera.fy, camera.cy, 0], [0, 0, 1, 0]], np.float64
     )
+    rectification = np.eye(3)
+    if camera.projection != "pinhole":
+        # No CameraInfo can say what such a camera sees; zeros stand for an uncalibrated one.
+        projection, rectification = np.zeros((3, 4)), np.zeros((3, 3))
     return types[_INFO](
         header=_header_message(types, header),
         height=camera.height,
@@ -169,7 +173,7 @@ def _info_message(types: Any, header: FrameHeader, camera: Camera) -> Any:
         distortion_model="plumb_bob",
         d=np.zeros(5),
         k=projection[:, :3].reshape(-1).copy(),
-        r=np.eye(3).reshape(-1),
+        r=rectification.reshape(-1),
         p=projection.reshape(-1),
         binning_x=0,
         binning_y=0,

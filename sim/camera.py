@@ -87,17 +87,8 @@ class Camera:
         (orthographic: pixels per metre), the same in both directions. Raises CameraError where `up`
         or `eye` leave the pose undefined.
         """
-        forward = np.subtract(target, eye).astype(np.float64)
-        right = np.cross(forward, np.asarray(up, np.float64))
-        if not np.linalg.norm(forward) > 1e-9 or not np.linalg.norm(right) > 1e-9:
-            raise CameraError("eye, target and up of a camera must not lie on one line")
-        forward /= np.linalg.norm(forward)
-        right /= np.linalg.norm(right)
-        pose = np.eye(4)
-        pose[:3, 0], pose[:3, 1], pose[:3, 2] = right, np.cross(forward, right), forward
-        pose[:3, 3] = eye
+        rows = looking_pose(eye, target, up)
         centre = ((width - 1) / 2, (height - 1) / 2)
-        rows = tuple(map(tuple, pose.tolist()))
         return cls(width, height, focal, focal, *centre, rows, projection)
 
     def matrix(self) -> NDArray[np.float64]:
@@ -178,6 +169,23 @@ class Camera:
 
 
 _FLOATS = ("fx", "fy", "cx", "cy")
+
+
+def looking_pose(
+    eye: Sequence[float], target: Sequence[float], up: Sequence[float]
+) -> tuple[tuple[float, ...], ...]:
+    """Return the pose of a camera at `eye` that looks at `target`; see `Camera.looking_at`."""
+    forward = np.subtract(target, eye).astype(np.float64)
+    right = np.cross(forward, np.asarray(up, np.float64))
+    lengths = np.linalg.norm(forward), np.linalg.norm(right)
+    if not min(lengths) > 1e-9:
+        raise CameraError("eye, target and up of a camera must not lie on one line")
+    forward /= lengths[0]
+    right /= lengths[1]
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2] = right, np.cross(forward, right), forward
+    pose[:3, 3] = eye
+    return tuple(map(tuple, pose.tolist()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,12 +7,10 @@ of the colours.
 from __future__ import annotations
 
 import io
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,12 @@ from sim.textures import texture
 # Numbers of the glTF 2.0 specification.
 _FLOAT, _BYTE, _UINT = 5126, 5121, 5125
 _VERTICES, _INDICES = 34962, 34963
-_LINEAR, _LINEAR_MIPMAP, _REPEAT = 9729, 9987, 10497
+_SAMPLER = '{"magFilter":9729,"minFilter":9987,"wrapS":10497,"wrapT":10497}'  # linear, repeating
+
+_HEAD = (
+    '"asset":{"version":"2.0"},"extensionsUsed":["KHR_materials_unlit"],'
+    '"scene":0,"scenes":[{"nodes":[0]}],"nodes":[{"mesh":0}]'
+)
 
 _ROW = np.dtype([("place", "<f4", 3), ("colour", "u1", 4), ("uv", "<f4", 2)])
 
@@ -50,24 +53,21 @@ class Triangles:
 def glb(pieces: Sequence[Triangles]) -> bytes:
     """Return a file that holds the pieces as one mesh."""
     buffers: list[bytes] = []
-    views: list[dict[str, Any]] = []
-    accessors: list[dict[str, Any]] = []
-    primitives, materials, textures, images = [], [], [], []
-
+    # Written as text piece by piece: a scene has a file for every role, and json would take longer
+    # over them than over all the triangles.
+    views: list[str] = []
+    accessors: list[str] = []
+    meshes: list[str] = []
+    materials: list[str] = []
+    images: list[str] = []
     length = 0
 
-    def add_view(data: bytes, **more: int) -> int:
+    def view(data: bytes, more: str = "") -> int:
         nonlocal length
+        views.append(f'{{"buffer":0,"byteOffset":{length},"byteLength":{len(data)}{more}}}')
         buffers.append(data + b"\0" * (-len(data) % 4))
-        views.append({"buffer": 0, "byteOffset": length, "byteLength": len(data)} | more)
         length += len(buffers[-1])
         return len(views) - 1
-
-    def add_accessor(view: int, kind: int, shape: str, count: int, **more: Any) -> int:
-        accessors.append(
-            {"bufferView": view, "componentType": kind, "type": shape, "count": count} | more
-        )
-        return len(accessors) - 1
 
     for piece in pieces:
         rows = np.empty(len(piece.vertices), _ROW)
@@ -78,47 +78,44 @@ def glb(pieces: Sequence[Triangles]) -> bytes:
         rows["colour"][:, 3] = 255
         rows["uv"][:, 0] = piece.uv[:, 0]
         rows["uv"][:, 1] = -piece.uv[:, 1]  # in glTF v goes down
-        count = len(rows)
-        view = add_view(rows.tobytes(), target=_VERTICES, byteStride=_ROW.itemsize)
         low, high = place.min(axis=0).tolist(), place.max(axis=0).tolist()
-        position = add_accessor(view, _FLOAT, "VEC3", count, min=low, max=high)
-        colour = add_accessor(view, _BYTE, "VEC4", count, byteOffset=12, normalized=True)
-        uv = add_accessor(view, _FLOAT, "VEC2", count, byteOffset=16)
-        view = add_view(piece.faces.astype("<u4").tobytes(), target=_INDICES)
-        indices = add_accessor(view, _UINT, "SCALAR", piece.faces.size)
-        surface: dict[str, Any] = {"metallicFactor": 0.0}
+        vertices = view(rows.tobytes(), f',"target":{_VERTICES},"byteStride":{_ROW.itemsize}')
+        indices = view(piece.faces.astype("<u4").tobytes(), f',"target":{_INDICES}')
+        first, count = len(accessors), f'"count":{len(rows)}'
+        own = f'{{"bufferView":{vertices},{count}'
+        accessors += [
+            f'{own},"componentType":{_FLOAT},"type":"VEC3","min":{low},"max":{high}}}',
+            f'{own},"componentType":{_BYTE},"type":"VEC4","byteOffset":12,"normalized":true}}',
+            f'{own},"componentType":{_FLOAT},"type":"VEC2","byteOffset":16}}',
+            f'{{"bufferView":{indices},"count":{piece.faces.size},"componentType":{_UINT},'
+            '"type":"SCALAR"}',
+        ]
+        surface, uv = '"metallicFactor":0', ""
         if piece.texture:
-            images.append({"bufferView": add_view(_png(piece.texture)), "mimeType": "image/png"})
-            textures.append({"source": len(images) - 1, "sampler": 0})
-            surface["baseColorTexture"] = {"index": len(textures) - 1}
-        materials.append(
-            {"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}
+            surface += f',"baseColorTexture":{{"index":{len(images)}}}'
+            uv = f',"TEXCOORD_0":{first + 2}'
+            images.append(f'{{"bufferView":{view(_png(piece.texture))},"mimeType":"image/png"}}')
+        meshes.append(
+            f'{{"attributes":{{"POSITION":{first},"COLOR_0":{first + 1}{uv}}},'
+            f'"indices":{first + 3},"material":{len(materials)}}}'
         )
-        attributes = {"POSITION": position, "COLOR_0": colour}
-        if piece.texture:
-            attributes["TEXCOORD_0"] = uv
-        primitives.append(
-            {"attributes": attributes, "indices": indices, "material": len(materials) - 1}
+        materials.append(
+            f'{{"pbrMetallicRoughness":{{{surface}}},"extensions":{{"KHR_materials_unlit":{{}}}}}}'
         )
     body = b"".join(buffers)
-    document: dict[str, Any] = {
-        "asset": {"version": "2.0"},
-        "extensionsUsed": ["KHR_materials_unlit"],
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": primitives}],
+    lists = {
+        "meshes": [f'{{"primitives":[{",".join(meshes)}]}}'],
         "materials": materials,
         "accessors": accessors,
         "bufferViews": views,
-        "buffers": [{"byteLength": len(body)}],
+        "buffers": [f'{{"byteLength":{len(body)}}}'],
     }
-    if textures:
-        document["textures"], document["images"] = textures, images
-        document["samplers"] = [
-            {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP, "wrapS": _REPEAT, "wrapT": _REPEAT}
-        ]
-    text = json.dumps(document, separators=(",", ":")).encode()
+    if images:
+        lists["images"] = images
+        lists["textures"] = [f'{{"source":{i},"sampler":0}}' for i in range(len(images))]
+        lists["samplers"] = [_SAMPLER]
+    rest = ",".join(f'"{name}":[{",".join(items)}]' for name, items in lists.items())
+    text = f"{{{_HEAD},{rest}}}".encode()
     text += b" " * (-len(text) % 4)
     whole = 12 + 8 + len(text) + 8 + len(body)
     return b"".join(

@@ -1,7 +1,7 @@
 """Draws scenes with Habitat-Sim and reads their states back from its simulator.
 
-A scene becomes rigid objects, one for each role in `SEMANTIC_IDS`: floor, holes and walls static,
-the rest kinematic, each with its own GLB and its role's semantic id. They stand on a stage that is
+A scene becomes rigid objects, one for each role in `SEMANTIC_IDS`: floor and walls static, the rest
+kinematic, each with its own GLB and its role's semantic id. They stand on a stage that is
 loaded once with the simulator: exchanging a stage takes 7 ms, half of it for the cameras, which it
 throws away, exchanging all objects 2 ms (one core, pictures of 768 × 768 samples).
 
@@ -51,10 +51,10 @@ SUPERSAMPLING = 3
 MAX_BUFFER_SIDE = 4096
 
 # Habitat never lets go of an asset that it loaded: begin anew before they fill the memory.
-_SCENES_PER_SIMULATOR = 256
+_SCENES_PER_SIMULATOR = 512
 
 _NEAR, _FAR = 0.02, 200.0  # [m]
-_STATIC = ("floor", "hole", "wall")
+_STATIC = ("floor", "wall")  # what the navigation mesh is made of: a hole is where no floor is
 _ALONE = ("goal", "robot", "printer", "table")  # roles of one object, with a frame of its own
 _ROLES = {number: role for role, number in SEMANTIC_IDS.items()}
 
@@ -86,7 +86,11 @@ class HabitatRenderer:
 
     def __init__(self) -> None:
         self.simulator: habitat_sim.Simulator | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="mgsd-habitat-")
+        # In memory where that can be: every scene passes through this folder.
+        memory = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="mgsd-habitat-", dir=memory if os.access(memory, os.W_OK) else None
+        )
         self._buffers: tuple[int, int, str] | None = None
         self._scene: Scene | None = None
         self._loaded = 0
@@ -477,15 +481,11 @@ def _placed(thing: Any) -> Placed:
 
 def bounds(thing: Any) -> tuple[Point, Point]:
     """Return two corners of a rigid object's axis-aligned bounding box in our world [m]."""
-    box = thing.aabb
-    corners = [
-        thing.transformation.transform_point(mn.Vector3(x, y, z))
-        for x in (box.left, box.right)
-        for y in (box.bottom, box.top)
-        for z in (box.back, box.front)
-    ]
-    points = np.array([(corner.x, -corner.z, corner.y) for corner in corners])
-    return tuple(points.min(axis=0).tolist()), tuple(points.max(axis=0).tolist())
+    box, matrix = thing.aabb, np.array(thing.transformation)
+    half = np.abs(matrix[:3, :3]) @ (np.array(box.size()) / 2)
+    x, y, z = matrix[:3, :3] @ np.array(box.center()) + matrix[:3, 3]
+    middle, reach = np.array((x, -z, y)), half[[0, 2, 1]]
+    return tuple((middle - reach).tolist()), tuple((middle + reach).tolist())
 
 
 def _can_stand(

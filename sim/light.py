@@ -21,7 +21,7 @@ _RESOLUTION = 8
 _BORDER = 2  # cells around the grid that the map holds
 _LOW = 0.05  # what is lower than this casts no shadow [cells]
 _AFLOAT = 0.4  # what hangs higher casts no shadow
-_REACH = 1.2  # as far as shadows are followed [cells]
+_REACH = 0.7  # as far as the lowest light throws the shadow of a wall or a pit's edge [cells]
 _GROUND = -PIT_DEPTH + 0.001  # what is lower lies in the light [cells]
 _SOFT = 0.08  # height by which something must stand in the way to hide the light [cells]
 _SKY = 0.35  # share of the sky that the bottom of a deep place does not see
@@ -58,16 +58,13 @@ def _heights(objects: tuple[SceneObject, ...], size: int, cell_size: float) -> N
     heights = np.full((side, side), -PIT_DEPTH, np.float32)
     inside = slice(_BORDER * _RESOLUTION, -_BORDER * _RESOLUTION)
     heights[inside, inside] = 0
-    blocks, frames = [], []
-    for thing in objects:
-        if thing.role != "floor":
-            found = _PIT if thing.role == "hole" else _blocks(thing.parts)
-            blocks.append(found)
-            frames.append(np.tile((*thing.position, thing.yaw), (len(found), 1)))
-    if not blocks:
+    standing = [thing for thing in objects if thing.role != "floor"]
+    if not standing:
         return heights
+    blocks = [_PIT if thing.role == "hole" else _blocks(thing.parts) for thing in standing]
+    frames = np.array([(*thing.position, thing.yaw) for thing in standing])
+    frame = np.repeat(frames, [len(found) for found in blocks], axis=0)
     x, y, low, top, w, d = np.concatenate(blocks).T
-    frame = np.concatenate(frames)
     cosine, sine = np.cos(frame[:, 3]), np.sin(frame[:, 3])
     middle = frame[:, :2] / cell_size
     z = frame[:, 2] / cell_size

@@ -26,7 +26,7 @@ WALL_THICKNESS = 0.14
 
 _THIN = 0.01  # thickness of what has a top only
 _TILE, _JOINT = 0.93, 0.03  # width of a tile and depth of the joint around it
-_SHADES = 24  # places across a grid at which light and shade are drawn
+_SHADES = 18  # places across a grid at which light and shade are drawn
 _DARK, _TYRE = (56, 56, 62), (38, 38, 42)
 _PANEL, _LAMP = (34, 44, 84), (40, 200, 235)
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Union
 
 from sim.actions import FAMILY_ACTIONS, MOVES, Action, Plan
@@ -154,6 +155,8 @@ def simulate(state: State, plan: Sequence[Action]) -> Outcome:
     return Outcome(pose.done, optimal, steps, tuple(path), failure)
 
 
+# Whoever draws a state has just asked whether it has a plan.
+@lru_cache(maxsize=64)
 def solve(state: State) -> Plan | None:
     """Return the optimal plan, or None where there is none.
 

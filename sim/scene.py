@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim import models
-from sim.camera import Camera
+from sim.camera import Camera, looking_pose
 from sim.grid import CELL_SIZE, Grid, cell_centre, make_grid
 from sim.models import MODELS, PIT_DEPTH, RIM, Parts, Point
 from sim.states import (
@@ -149,12 +149,14 @@ def make_camera(
     )
     up = (-math.sin(view.roll), math.cos(view.roll), 0.0)
     eye = target + view.distance * side * np.array(back)
-    unit = Camera.looking_at(eye.tolist(), target.tolist(), up, width, height, 1.0)
+    pose = looking_pose(eye.tolist(), target.tolist(), up)
+    matrix = np.array(pose)
     reach = side / 2 * (1 + 2 * MARGIN)
-    corners = [(x, y, 0.0) for x in (-reach, reach) for y in (-reach, reach)]
-    spread = np.abs(unit.project(corners) - (unit.cx, unit.cy)).max(axis=0)
+    corners = np.array([(x, y, 0.0) for x in (-reach, reach) for y in (-reach, reach)])
+    seen = (corners - matrix[:3, 3]) @ matrix[:3, :3]
+    spread = np.abs(seen[:, :2] / seen[:, 2:]).max(axis=0)  # of the picture at focal length 1
     focal = float(min(width / 2 / spread[0], height / 2 / spread[1])) * view.zoom
-    return Camera(width, height, focal, focal, unit.cx, unit.cy, unit.pose)
+    return Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2, pose)
 
 
 class _Builder:

@@ -116,6 +116,15 @@ def test_recording_from_a_data_set_or_on_the_spot_gives_the_same_frames(
         assert raw_messages(tmp_path / "drawn", topic) == raw_messages(tmp_path / "read", topic)
 
 
+def test_an_orthographic_camera_is_recorded_as_uncalibrated(lake_episodes, tmp_path: Path) -> None:
+    episode = lake_episodes[0]
+    flat = replace(episode, camera=replace(episode.camera, projection="orthographic"))
+    list(write_episodes(tmp_path / "bag", iter([episode, flat]), 10.0, "mcap", False))
+    (_, pinhole), (_, other) = messages(tmp_path / "bag", INFO_TOPIC)
+    assert pinhole.k[0] == episode.camera.fx and pinhole.p[0] == episode.camera.fx
+    assert not other.k.any() and not other.p.any() and not other.r.any()
+
+
 def test_a_bag_is_replaced_only_when_asked_and_only_a_bag(lake_episodes, tmp_path: Path) -> None:
     bag, two = tmp_path / "bag", lake_episodes[:2]
     list(write_episodes(bag, iter(lake_episodes), 10.0, "sqlite3", False))

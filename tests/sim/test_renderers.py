@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
+from mgsd_core.cli import main
 from sim import sample
 from sim.renderers import (
     RENDERERS,
@@ -33,6 +35,24 @@ def test_a_missing_habitat_is_said_in_one_line_with_the_way_to_install_it() -> N
     ) as e:
         open_renderer("habitat")
     assert "\n" not in str(e.value)
+
+
+@without_habitat
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--renderer", "habitat", "--count", "1"],
+        ["generate-scan", "--scene", "flat.glb", "--family", "maze", "--level", "3"],
+    ],
+)
+def test_commands_that_need_habitat_end_in_one_line_without_it(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--out", str(tmp_path / "data")]) == 2
+    output, errors = capsys.readouterr()
+    (line,) = errors.splitlines()
+    assert "habitat-sim is not installed" in line and output == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_panda_is_always_there() -> None:
