@@ -372,21 +372,23 @@ def add_role(
     templates = simulator.get_object_template_manager()
     chosen = [i for i, thing in enumerate(scene.objects) if thing.role == role]
     path.write_bytes(glb(_pieces(scene, mesh, chosen, own_frame=role in _ALONE)))
-    name = str(path)
-    template = templates.create_new_template(name, False)
-    template.render_asset_handle = name
-    template.force_flat_shading = True
+    name = f"mgsd-{role}"
+    if templates.get_library_has_handle(name):
+        template = templates.get_template_by_handle(name)
+    else:
+        template = templates.create_new_template(name, False)
+        template.force_flat_shading = True
+        template.is_collidable = role in _ALONE
+        # Else Habitat moves an object's frame to the middle of its box.
+        template.compute_COM_from_shape = False
+        template.com = mn.Vector3(0.0)
+    template.render_asset_handle = template.collision_asset_handle = str(path)
     template.semantic_id = semantic_id
-    template.is_collidable = role in _ALONE
-    # Else Habitat moves an object's frame to the middle of its box.
-    template.compute_COM_from_shape = False
-    template.com = mn.Vector3(0.0)
     templates.register_template(template, name)
     thing = simulator.get_rigid_object_manager().add_object_by_template_handle(
         name, light_setup_key=habitat_sim.gfx.NO_LIGHT_KEY
     )
     path.unlink()
-    templates.remove_template_by_handle(name)
     if thing is None:
         raise HabitatError(f"Habitat-Sim cannot load the {role} of a scene")
     if role in _ALONE:

@@ -75,11 +75,6 @@ class Shard:
 
 def draw_shard(drawer: Renderer, shard: Shard, progress: Progress) -> memoryview:
     """Draw a shard's episodes and return its file; call `progress(1)` after each episode."""
-    return packed(draw_rows(drawer, shard, progress), shard_arguments(shard))
-
-
-def draw_rows(drawer: Renderer, shard: Shard, progress: Progress) -> list[dict[str, Any]]:
-    """Draw a shard's episodes and return them as rows; call `progress(1)` after each."""
     rows = []
     # What the libraries hold need not be looked through with every collection of garbage: that
     # takes a tenth of the time.
@@ -93,7 +88,7 @@ def draw_rows(drawer: Renderer, shard: Shard, progress: Progress) -> list[dict[s
             progress(1)
     finally:
         gc.unfreeze()
-    return rows
+    return packed(rows, _arguments(shard))
 
 
 def packed(rows: list[dict[str, Any]], arguments: dict[str, Any]) -> memoryview:
@@ -120,8 +115,7 @@ def _leaves() -> list[str]:
     return ["image.bytes", "image.path", *COLUMNS.names[1:]]
 
 
-def shard_arguments(shard: Shard) -> dict[str, Any]:
-    """Return what a shard's file says of how it was made."""
+def _arguments(shard: Shard) -> dict[str, Any]:
     return {"format": FORMAT} | asdict(shard)
 
 
@@ -147,7 +141,7 @@ def finished_digest(path: Path, shard: Shard, known: str | None) -> str | None:
         arguments = json.loads((meta.metadata or {}).get(b"mgsd", b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return None
-    return digest if arguments == shard_arguments(shard) and meta.num_rows == shard.count else None
+    return digest if arguments == _arguments(shard) and meta.num_rows == shard.count else None
 
 
 @cache

@@ -7,29 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
 
 from sim.files import write_file
-from sim.renderers import open_renderer
-from sim.shards import (
-    Progress,
-    Shard,
-    draw_rows,
-    kept_renderer,
-    packed,
-    sha256,
-    shard_arguments,
-)
+from sim.renderers import Renderer, open_renderer
+from sim.shards import Progress, Shard, draw_shard, kept_renderer, sha256
 
 #: Between two looks at how far the workers have come [s].
 _TICK = 0.1
@@ -38,21 +23,12 @@ _TICK = 0.1
 def draw_here(
     out: Path, shards: Sequence[Shard], progress: Progress
 ) -> Iterator[tuple[Shard, str]]:
-    """Draw shards of one renderer and write them; yield each with its SHA-256 once it is done.
-
-    A shard is packed and written while the next is drawn.
-    """
+    """Draw shards of one renderer and write them; yield each with its SHA-256 once it is done."""
     if not shards:
         return
-    with open_renderer(shards[0].renderer) as drawer, ThreadPoolExecutor(1) as writer:
-        written: Future[str] | None = None
-        for number, shard in enumerate(shards):
-            rows = draw_rows(drawer, shard, progress)
-            if written is not None:
-                yield shards[number - 1], written.result()
-            written = writer.submit(_write, out, shard, rows)
-        assert written is not None
-        yield shards[-1], written.result()
+    with open_renderer(shards[0].renderer) as drawer:
+        for shard in shards:
+            yield shard, _write(out, shard, drawer, progress)
 
 
 def draw_in_processes(
@@ -119,10 +95,10 @@ def tell(episodes: int) -> None:
 
 
 def _write_kept(out: Path, shard: Shard) -> str:
-    return _write(out, shard, draw_rows(kept_renderer(shard.renderer), shard, tell))
+    return _write(out, shard, kept_renderer(shard.renderer), tell)
 
 
-def _write(out: Path, shard: Shard, rows: list[dict[str, Any]]) -> str:
-    data = packed(rows, shard_arguments(shard))
+def _write(out: Path, shard: Shard, drawer: Renderer, progress: Progress) -> str:
+    data = draw_shard(drawer, shard, progress)
     write_file(out / shard.file_name, data)
     return sha256(data)
