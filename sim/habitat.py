@@ -36,14 +36,22 @@ from habitat_sim.physics import MotionType
 
 from sim.camera import Camera, CameraError, Frame
 from sim.glb import Triangles, glb
-from sim.grid import CELL_SIZE, cell_centre
+from sim.grid import CELL_SIZE
 from sim.mesh import Mesh, mesh_of
 from sim.models import Point
 from sim.photo import develop
-from sim.readback import Placed, ReadbackError, grid_size
-from sim.readback import read_state as read_placed
+from sim.readback import Placed, ReadbackError, grid_size, grouped, only_cell, table_cells
 from sim.scene import SEMANTIC_IDS, Scene
-from sim.states import State
+from sim.states import (
+    WALL_DOWN,
+    WALL_LEFT,
+    WALL_RIGHT,
+    WALL_UP,
+    FrozenLake,
+    Maze,
+    MiniBehaviour,
+    State,
+)
 
 #: Samples along each side of a pixel of a colour picture. Pictures so large that the samples would
 #: take more than `MAX_BUFFER_SIDE` are drawn with one sample.
@@ -51,7 +59,7 @@ SUPERSAMPLING = 3
 MAX_BUFFER_SIDE = 4096
 
 # Habitat never lets go of an asset that it loaded: begin anew before they fill the memory.
-_SCENES_PER_SIMULATOR = 512
+_SCENES_PER_SIMULATOR = 768
 
 _NEAR, _FAR = 0.02, 200.0  # [m]
 _STATIC = ("floor", "wall")  # what the navigation mesh is made of: a hole is where no floor is
@@ -456,16 +464,26 @@ def read_state(simulator: habitat_sim.Simulator, cell_size: float = CELL_SIZE) -
     Raises:
         sim.readback.ReadbackError: what stands there makes no state.
     """
-    things = [_placed(thing) for thing in _objects(simulator)]
-    spans = [thing for thing in things if thing.role in ("floor", "hole")]
-    size = grid_size(spans, cell_size)
+    by_role = grouped(_placed(thing) for thing in _objects(simulator))
+    size = grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
     cells = [(row, column) for row in range(size) for column in range(size)]
-    free = {cell for cell in cells if _can_stand(simulator, *cell, size, cell_size)}
-    found = [thing for thing in things if thing.role in _ALONE]
-    found += [_square(cell in free, cell, size, cell_size) for cell in cells]
-    if any(thing.role == "wall" for thing in things):
-        found += _walls(simulator, size, cell_size)
-    return read_placed(found, cell_size)
+    closed = frozenset(c for c in cells if not _can_stand(simulator, *c, size, cell_size))
+    robot = only_cell("robot", by_role, size, cell_size)
+    try:
+        if "printer" not in by_role and "wall" not in by_role:
+            goal = only_cell("goal", by_role, size, cell_size)
+            return FrozenLake(size, robot, goal, closed)
+        if closed:
+            raise ReadbackError(f"there is no floor to stand on in {sorted(closed)}")
+        if "printer" in by_role:
+            printer = only_cell("printer", by_role, size, cell_size)
+            return MiniBehaviour(size, robot, printer, table_cells(by_role, size, cell_size))
+        goal = only_cell("goal", by_role, size, cell_size)
+        return Maze(size, robot, goal, _wall_bits(simulator, size, cell_size))
+    except ReadbackError:
+        raise
+    except ValueError as error:
+        raise ReadbackError(f"what is there is no valid state: {error}") from error
 
 
 def _objects(simulator: habitat_sim.Simulator) -> list[Any]:
@@ -499,26 +517,20 @@ def _can_stand(
     return simulator.pathfinder.is_navigable(point, 3 * _VOXEL_HEIGHT * cell_size)
 
 
-def _square(is_floor: bool, cell: tuple[int, int], size: int, cell_size: float) -> Placed:
-    x, y = cell_centre(cell, size, cell_size)
-    half = cell_size / 2
-    low, high = (x - half, y - half, 0.0), (x + half, y + half, 0.0)
-    return Placed("floor" if is_floor else "hole", (x, y, 0.0), low, high)
-
-
-def _walls(simulator: habitat_sim.Simulator, size: int, cell_size: float) -> list[Placed]:
-    """Return a wall for each edge of a cell, the border included, that cannot be crossed."""
-    walls = []
-    middle, half = (size - 1) / 2, cell_size / 2
-    for line in range(size + 1):
-        for index in range(size):
-            for row, column, along_x in ((line - 0.5, index, True), (index, line - 0.5, False)):
-                if _can_stand(simulator, row, column, size, cell_size):
-                    continue
-                x, y = (column - middle) * cell_size, (middle - row) * cell_size
-                dx, dy = (half, 0.0) if along_x else (0.0, half)
-                walls.append(Placed("wall", (x, y, 0), (x - dx, y - dy, 0), (x + dx, y + dy, 0)))
-    return walls
+def _wall_bits(
+    simulator: habitat_sim.Simulator, size: int, cell_size: float
+) -> tuple[tuple[int, ...], ...]:
+    """Return the walls between cells where nobody can stand; `Maze` itself walls the border."""
+    bits = [[0] * size for _ in range(size)]
+    for row in range(size):
+        for column in range(size):
+            if column + 1 < size and not _can_stand(simulator, row, column + 0.5, size, cell_size):
+                bits[row][column] |= WALL_RIGHT
+                bits[row][column + 1] |= WALL_LEFT
+            if row + 1 < size and not _can_stand(simulator, row + 0.5, column, size, cell_size):
+                bits[row][column] |= WALL_DOWN
+                bits[row + 1][column] |= WALL_UP
+    return tuple(map(tuple, bits))
 
 
 # --- Pictures ---

@@ -6,8 +6,6 @@ shadow where the way to the light runs into higher ground.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,9 +59,12 @@ def _heights(objects: tuple[SceneObject, ...], size: int, cell_size: float) -> N
     standing = [thing for thing in objects if thing.role != "floor"]
     if not standing:
         return heights
-    blocks = [_PIT if thing.role == "hole" else _blocks(thing.parts) for thing in standing]
+    # Objects that look the same share one tuple of parts.
+    shared = {id(thing.parts): thing.parts for thing in standing if thing.role != "hole"}
+    found = {key: _blocks(parts) for key, parts in shared.items()}
+    blocks = [_PIT if thing.role == "hole" else found[id(thing.parts)] for thing in standing]
     frames = np.array([(*thing.position, thing.yaw) for thing in standing])
-    frame = np.repeat(frames, [len(found) for found in blocks], axis=0)
+    frame = np.repeat(frames, [len(block) for block in blocks], axis=0)
     x, y, low, top, w, d = np.concatenate(blocks).T
     cosine, sine = np.cos(frame[:, 3]), np.sin(frame[:, 3])
     middle = frame[:, :2] / cell_size
@@ -90,15 +91,11 @@ def _heights(objects: tuple[SceneObject, ...], size: int, cell_size: float) -> N
 _PIT = np.array([(0, 0, -PIT_DEPTH, -PIT_DEPTH, 1, 1)], np.float64)
 
 
-@lru_cache(maxsize=256)
 def _blocks(parts: Parts) -> NDArray[np.float64]:
     """Return x, y, low, top, width and depth of each part's box [cells], float64 [parts, 6]."""
-    rows = [
-        (*part.centre[:2], part.centre[2] - h / 2, part.centre[2] + h / 2, w, d)
-        for part in parts
-        for w, d, h in (part.size,)
-    ]
-    return np.array(rows, np.float64)
+    boxes = np.array([(*part.centre, *part.size) for part in parts])
+    x, y, z, w, d, h = boxes.T
+    return np.stack([x, y, z - h / 2, z + h / 2, w, d], axis=1)
 
 
 def _open_to(

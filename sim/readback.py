@@ -60,20 +60,18 @@ def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
         ReadbackError: the grid has gaps, a thing is missing, doubled or off its place, or the
             result is no valid state.
     """
-    by_role: dict[str, list[Placed]] = {}
-    for thing in things:
-        by_role.setdefault(thing.role, []).append(thing)
+    by_role = grouped(things)
     size = grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
     floor = [_cell(thing, size, cell_size) for thing in by_role.get("floor", [])]
     holes = [_cell(thing, size, cell_size) for thing in by_role.get("hole", [])]
     if len(floor) + len(holes) != size**2 or len(set(floor + holes)) != size**2:
         raise ReadbackError(f"a grid of side {size} has cells with no floor and no hole, or both")
-    robot = _only("robot", by_role, size, cell_size)
+    robot = only_cell("robot", by_role, size, cell_size)
     try:
         if "printer" in by_role:
-            printer = _only("printer", by_role, size, cell_size)
-            return MiniBehaviour(size, robot, printer, _table(by_role, size, cell_size))
-        goal = _only("goal", by_role, size, cell_size)
+            printer = only_cell("printer", by_role, size, cell_size)
+            return MiniBehaviour(size, robot, printer, table_cells(by_role, size, cell_size))
+        goal = only_cell("goal", by_role, size, cell_size)
         if "wall" in by_role:
             return Maze(size, robot, goal, _walls(by_role["wall"], size, cell_size))
         # A hole is where there is no floor to stand on.
@@ -83,6 +81,14 @@ def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
         raise
     except ValueError as error:
         raise ReadbackError(f"what is there is no valid state: {error}") from error
+
+
+def grouped(things: Iterable[Placed]) -> dict[str, list[Placed]]:
+    """Return things by their roles."""
+    by_role: dict[str, list[Placed]] = {}
+    for thing in things:
+        by_role.setdefault(thing.role, []).append(thing)
+    return by_role
 
 
 def check_state(found: State, meant: State) -> State:
@@ -123,14 +129,16 @@ def _cell(thing: Placed, size: int, cell_size: float) -> Cell:
     return cell
 
 
-def _only(role: str, by_role: dict[str, list[Placed]], size: int, cell_size: float) -> Cell:
+def only_cell(role: str, by_role: dict[str, list[Placed]], size: int, cell_size: float) -> Cell:
+    """Return the cell of the one thing of a role; ReadbackError where there is not just one."""
     things = by_role.get(role, [])
     if len(things) != 1:
         raise ReadbackError(f"there must be one {role}, not {len(things)}")
     return _cell(things[0], size, cell_size)
 
 
-def _table(by_role: dict[str, list[Placed]], size: int, cell_size: float) -> frozenset[Cell]:
+def table_cells(by_role: dict[str, list[Placed]], size: int, cell_size: float) -> frozenset[Cell]:
+    """Return the cells below the one table; ReadbackError where there is not just one."""
     tables = by_role.get("table", [])
     if len(tables) != 1:
         raise ReadbackError(f"there must be one table, not {len(tables)}")
