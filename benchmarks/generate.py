@@ -5,7 +5,8 @@ python benchmarks/generate.py --memory 20000 --json memory.json
 
 `bare` draws scenes that are loaded already and packs the pictures; `generate` is everything: states
 sampled, scenes built, loaded, read back and drawn, plans solved, shards packed and written. Both
-draw the same scenes, each run in a new process. The kinds of runs take turns, so that they meet
+draw the same scenes, each run in a new process. `fraction_of_bare` is of both cores: two workers
+against two bare loops side by side. The kinds of runs take turns, so that they meet
 the same machine.
 """
 
@@ -113,6 +114,12 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def beside_itself(function: Callable[..., float], *arguments: Any) -> float:
+    """Return the sum of what a function gives in two new processes at the same time."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return sum(job.result() for job in [pool.submit(function, *arguments) for _ in range(2)])
+
+
 def main() -> None:
     """Measure and print a table; write JSON."""
     parser = argparse.ArgumentParser(
@@ -133,10 +140,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     load = os.getloadavg()[0]  # above 0.5 other programs took part of the two cores
-    rates: dict[str, list[float]] = {"bare": [], "whole": [], "one_worker": [], "two_workers": []}
+    kinds = ("bare", "bare_twice", "whole", "one_worker", "two_workers")
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     what = (args.renderer, args.episodes, args.size)
     for _ in range(args.rounds):
         rates["bare"].append(alone(bare_rate, *what))
+        rates["bare_twice"].append(beside_itself(bare_rate, *what))
         whole, one_worker = alone(generate_rates, *what, 1)
         rates["whole"].append(whole)
         rates["one_worker"].append(one_worker)
@@ -145,11 +154,15 @@ def main() -> None:
         "renderer": args.renderer,
         "size": args.size,
         "episodes": args.episodes,
-        "bare_per_s": median(rates["bare"]),
+        "bare_one_process_per_s": median(rates["bare"]),
+        "bare_two_processes_per_s": median(rates["bare_twice"]),
         "one_worker_per_s": median(rates["whole"]),
         "two_workers_per_s": median(rates["two_workers"]),
         "episodes_per_s": median(rates["two_workers"]),
         "fraction_of_bare": median(
+            two / bare for two, bare in zip(rates["two_workers"], rates["bare_twice"], strict=True)
+        ),
+        "fraction_of_bare_one_process": median(
             whole / bare for whole, bare in zip(rates["whole"], rates["bare"], strict=True)
         ),
         "two_worker_ratio": median(
@@ -160,12 +173,11 @@ def main() -> None:
     }
     if args.memory:
         results["memory"] = alone(watch_memory, args.renderer, args.memory, args.size)
-    for name in ("bare_per_s", "one_worker_per_s", "two_workers_per_s"):
-        print(f"{name:>20}  {results[name]:8.1f}")
-    for name in ("fraction_of_bare", "two_worker_ratio"):
-        print(f"{name:>20}  {results[name]:8.3f}")
+    for name, value in results.items():
+        if isinstance(value, float):
+            print(f"{name:>30}  {value:8.3f}")
     for name, value in results.get("memory", {}).items():
-        print(f"{name:>20}  {value:8.4g}")
+        print(f"{name:>30}  {value:8.4g}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
