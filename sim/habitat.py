@@ -3,7 +3,7 @@
 A scene becomes rigid objects, one for each role in `SEMANTIC_IDS`: floor and walls static, the rest
 kinematic, each with its own GLB and its role's semantic id. They stand on a stage that is
 loaded once with the simulator: exchanging a stage takes 7 ms, half of it for the cameras, which it
-throws away, exchanging all objects 2 ms (one core, pictures of 768 × 768 samples).
+throws away, exchanging all objects 3 ms (one core, pictures of 768 × 768 samples).
 
 Habitat's world is y up: ours (x, y, z) is its (x, z, -y).
 """
@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from sim.mesh import Mesh, mesh_of
 from sim.models import Point
 from sim.photo import develop
 from sim.readback import Placed, ReadbackError, grid_size, grouped, only_cell, table_cells
+from sim.renderers import Renderer
 from sim.scene import SEMANTIC_IDS, Scene
 from sim.states import (
     WALL_DOWN,
@@ -68,7 +68,7 @@ _ROLES = {number: role for role, number in SEMANTIC_IDS.items()}
 
 # Lengths of the navigation mesh, in cells: a voxel's side and height, the agent's radius and
 # height, the highest step that it takes.
-_VOXEL, _VOXEL_HEIGHT = 0.1, 0.04
+_VOXEL, _VOXEL_HEIGHT = 0.16, 0.06
 _AGENT_RADIUS, _AGENT_HEIGHT, _AGENT_CLIMB = 0.1, 0.6, 0.06
 _MIN_REGION = 2  # voxels along a side: a single cell between holes is a place to stand
 
@@ -80,7 +80,7 @@ class HabitatError(OSError):
     """Habitat-Sim could not start, load what it was given, or was closed."""
 
 
-class HabitatRenderer:
+class HabitatRenderer(Renderer):
     """Draws one scene after another; use it as a context manager or call `close`.
 
     It belongs to the thread that made it.
@@ -103,17 +103,6 @@ class HabitatRenderer:
         self._scene: Scene | None = None
         self._loaded = 0
         self._open = True
-
-    def __enter__(self) -> HabitatRenderer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give back the simulator's memory; drawing afterwards raises HabitatError."""

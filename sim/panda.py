@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cache
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from sim.camera import Camera, Frame
 from sim.mesh import mesh_of
 from sim.photo import develop
 from sim.readback import Placed, read_state
+from sim.renderers import Renderer
 from sim.scene import SEMANTIC_IDS, Scene
 from sim.states import State
 from sim.textures import SIDE, texture
@@ -57,7 +57,7 @@ class RendererError(OSError):
     """Panda3D could not open its software renderer, or the renderer was closed."""
 
 
-class PandaRenderer:
+class PandaRenderer(Renderer):
     """Draws one scene after another; use it as a context manager or call `close`.
 
     It belongs to the thread that made it.
@@ -78,17 +78,6 @@ class PandaRenderer:
         self._root = core.NodePath("scene")
         self._scene: Scene | None = None
         self._open = True
-
-    def __enter__(self) -> PandaRenderer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give back the renderer's memory; drawing afterwards raises RendererError."""

@@ -7,8 +7,9 @@ loaded when it is opened, so that a machine needs only the one that it uses.
 from __future__ import annotations
 
 import importlib.util
-from types import TracebackType
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Self
 
 from sim.camera import Camera, Frame
 from sim.scene import Scene
@@ -34,13 +35,18 @@ class MissingRendererError(OSError):
     """A renderer whose library is not installed here; the message says how to install it."""
 
 
-class Renderer(Protocol):
-    """Draws one scene after another; belongs to the thread that made it."""
+class Renderer(AbstractContextManager["Renderer"], ABC):
+    """Draws one scene after another; use it as a context manager or call `close`.
 
-    @property
-    def name(self) -> str:
-        """One of `RENDERERS`."""
+    It belongs to the thread that made it.
 
+    Attributes:
+        name: one of `RENDERERS`.
+    """
+
+    name: str
+
+    @abstractmethod
     def render(
         self,
         scene: Scene,
@@ -53,6 +59,7 @@ class Renderer(Protocol):
         Equal arguments give equal bytes.
         """
 
+    @abstractmethod
     def read_state(self, scene: Scene) -> State:
         """Return the state that stands in the renderer's world once `scene` is loaded into it.
 
@@ -62,19 +69,15 @@ class Renderer(Protocol):
             sim.readback.ReadbackError: what stands there makes no state.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Give back the renderer's memory; drawing afterwards raises OSError."""
 
     def __enter__(self) -> Self:
-        """Return the renderer itself."""
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def check_renderer(name: str) -> str:

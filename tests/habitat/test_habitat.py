@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("habitat_sim", reason="habitat-sim is not installed (see REA
 from sim import LEVELS, FrozenLake, MiniBehaviour, State, sample
 from sim import habitat as module
 from sim.camera import Camera, CameraError
+from sim.dataset import load_episodes, write_dataset
 from sim.habitat import HabitatError, HabitatRenderer, read_state
 from sim.panda import PandaRenderer
 from sim.readback import ReadbackError, check_state
@@ -170,6 +172,20 @@ def test_opening_leaves_the_working_directory_and_no_files(tmp_path: Path) -> No
         assert Path.cwd() == here
         assert [path.name for path in folder.glob("*.glb")] == ["stage.glb"]
     assert not folder.exists()
+
+
+def test_a_data_set_has_the_same_bytes_with_one_worker_two_and_in_parts(tmp_path: Path) -> None:
+    pairs = [("maze", 3), ("minibehaviour", 5)]
+
+    def written(name: str, **how: Any) -> dict[str, bytes]:
+        write_dataset(tmp_path / name, pairs, "train", 7, 6, 64, "habitat", **how)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    one = written("one")
+    assert written("two", workers=2) == one
+    written("parts", part=(1, 2))
+    assert written("parts", part=(0, 2)) == one
+    assert {e.renderer for e in load_episodes(tmp_path / "one", "train")} == {"habitat"}
 
 
 def test_picture_sizes_change_without_a_trace(habitat: HabitatRenderer) -> None:
