@@ -6,6 +6,7 @@ Exit status: 0 done, 1 ran but a bar was not met, 2 bad input (one line on stder
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -34,19 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (ValueError, OSError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"mgsd {args.command}: {text}", file=sys.stderr)
+        _say(args.command, " ".join(str(error).split()) or type(error).__name__)
         return 2
     except ModuleNotFoundError as error:
-        print(
-            f"mgsd {args.command}: {error.name} is not installed; the README says which extra "
-            "of mgsd_ros brings it",
-            file=sys.stderr,
+        _say(
+            args.command,
+            f"{error.name} is not installed; the README says which extra of mgsd_ros brings it",
         )
         return 2
     except KeyboardInterrupt:
-        print(f"mgsd {args.command}: interrupted", file=sys.stderr)
+        _say(args.command, "interrupted")
         return 130
+
+
+def _say(command: str, text: str) -> None:
+    # Of the processes that `accelerate launch` starts together, the first speaks for all.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mgsd {command}: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,98 +7,164 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from mgsd_core import prompts
-from mgsd_core.config import ColdstartConfig, TextConfig
-from mgsd_core.encoding import (
-    completion_logits,
-    completion_tokens,
-    make_batch,
-    prompt_ids,
-    text_ids,
-)
+from mgsd_core.config import ColdstartConfig, ComputeConfig, TextConfig
+from mgsd_core.encoding import completion_tokens, length_buckets, make_batch, prompt_ids, text_ids
+from mgsd_core.evaluate import Record, score
 from mgsd_core.model import Backbone
+from mgsd_core.processes import share
 from mgsd_core.prompts import Prompt
+from mgsd_core.rollout import generate
 from mgsd_core.scenes import Scenes
-from mgsd_core.training import ValidateFunction, epoch_indices, train
+from mgsd_core.training import (
+    Pass,
+    TrainingError,
+    ValidateFunction,
+    Work,
+    epoch_indices,
+    train,
+    with_steps,
+)
 from sim import sample_split, solve
 
-#: A prompt and the text that is to follow it.
-Sample = tuple[Prompt, str]
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and the text that is to follow it; `scene` names what it is about."""
+
+    prompt: Prompt
+    answer: str
+    scene: str
 
 
 def train_text(
     backbone: Backbone,
     config: TextConfig,
+    compute: ComputeConfig,
+    processes: Accelerator,
     tasks: Sequence[tuple[str, int]],
     out: Path,
     fingerprint: dict[str, Any],
-    validate: ValidateFunction | None = None,
 ) -> Path:
     """Stage 0: teach planning from symbolic text on fresh training states of `tasks`."""
 
-    def loss_of_step(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def work_of_step(step: int) -> Work:
         rng = random.Random(f"text/{config.seed}/{step}")
         samples = [text_sample(backbone, rng, tasks, config.reference) for _ in range(config.batch)]
-        return supervised_loss(backbone, samples, None), {}
+        return Work(supervised_passes(backbone, compute, share(processes, samples)))
 
     return train(
         backbone,
         config,
+        compute,
+        processes,
         out,
         "stage 0 (text)",
-        loss_of_step,
-        validate,
-        {**fingerprint, "tasks": [list(t) for t in tasks]},
+        work_of_step,
+        fingerprint={**fingerprint, "tasks": [list(t) for t in tasks]},
     )
 
 
 def train_coldstart(
     backbone: Backbone,
     config: ColdstartConfig,
+    compute: ComputeConfig,
+    processes: Accelerator,
     scenes: Scenes,
     out: Path,
     fingerprint: dict[str, Any],
+    validate: ValidateFunction | None = None,
 ) -> Path:
-    """Stage 1: teach to read the state off a picture; optionally replay text planning."""
+    """Stage 1: teach to read the state off a picture; optionally replay text planning.
+
+    Raises:
+        mgsd_core.training.TrainingError: see `train`, or a sample is longer than allowed.
+    """
     tasks = scenes.tasks()
     replayed = round(config.batch * config.replay)
     asked = config.batch - replayed
+    questions = [prompts.questions(state) for state in scenes.states]
+    # Every question of every picture, where each is asked as often as the others.
+    pairs = [(i, j) for i, of_picture in enumerate(questions) for j in range(len(of_picture))]
+    config = with_steps(config, len(pairs))
 
-    def loss_of_step(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def work_of_step(step: int) -> Work:
         rng = random.Random(f"coldstart/{config.seed}/{step}")
-        chosen = epoch_indices(len(scenes.states), asked, config.seed, step) if asked else []
-        samples = []
-        for index in chosen:
-            asked_about = prompts.questions(scenes.states[index])
-            # By length: what is learned from a picture grows with the words of the answer.
-            weights = [len(answer.split()) for _, answer in asked_about]
-            question, answer = rng.choices(asked_about, weights)[0]
-            samples.append((prompts.question_prompt(question, backbone.style), answer))
-        loss = supervised_loss(backbone, samples, scenes.images[chosen])
-        if not replayed:
-            return loss, {}
+        chosen = []
+        if config.by_length:
+            for index in epoch_indices(len(questions), asked, config.seed, step) if asked else []:
+                # What is learned from a picture grows with the words of the answer.
+                weights = [len(answer.split()) for _, answer in questions[index]]
+                chosen.append((index, rng.choices(range(len(weights)), weights)[0]))
+        else:
+            chosen = [pairs[p] for p in epoch_indices(len(pairs), asked, config.seed, step)]
         texts = [text_sample(backbone, rng, tasks, config.reference) for _ in range(replayed)]
-        text_loss = supervised_loss(backbone, texts, None)
-        logged = {"question_loss": loss.item(), "text_loss": text_loss.item()}
-        share = replayed / config.batch
-        return (1.0 - share) * loss + share * text_loss, logged
+
+        mine = share(processes, chosen)
+        samples = [
+            Sample(
+                prompts.question_prompt(questions[i][j][0], backbone.style),
+                questions[i][j][1],
+                scenes.names[i],
+            )
+            for i, j in mine
+        ]
+        images = scenes.images[[i for i, _ in mine]]
+        passes = supervised_passes(backbone, compute, samples, images)
+        if not replayed:
+            return Work(passes)
+        text_passes = supervised_passes(backbone, compute, share(processes, texts))
+        return Work(
+            [replace(p, group="question_loss") for p in passes]
+            + [replace(p, group="text_loss") for p in text_passes],
+            {
+                "question_loss": 1.0 - replayed / config.batch,
+                "text_loss": replayed / config.batch,
+            },
+        )
 
     return train(
         backbone,
         config,
+        compute,
+        processes,
         out,
         "stage 1 (perception)",
-        loss_of_step,
-        fingerprint={**fingerprint, "data": scenes.digest},
+        work_of_step,
+        validate,
+        {**fingerprint, "data": scenes.digest},
     )
+
+
+def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[Record]:
+    """Ask for the state of every picture and judge the answers; nothing is planned."""
+    question = prompts.question_prompt(prompts.STATE_QUESTION, backbone.style)
+    asked = prompt_ids(backbone, question)
+    records = []
+    for begin in range(0, len(scenes.states), batch):
+        states = scenes.states[begin : begin + batch]
+        longest = max(len(text_ids(backbone, prompts.state_text(s))) for s in states)
+        answers = generate(
+            backbone,
+            [asked] * len(states),
+            scenes.images[begin : begin + batch],
+            max_new_tokens=2 * longest,
+        )
+        for state, plan, answer in zip(states, scenes.plans[begin:], answers, strict=False):
+            text = backbone.tokenizer.decode(answer, skip_special_tokens=True)
+            parsed = prompts.parse_response(text, state.family)
+            records.append(score(state, len(plan), parsed, text))
+    return records
 
 
 def text_sample(
@@ -109,53 +175,66 @@ def text_sample(
 ) -> Sample:
     """Return a text planning problem on a random training state, with its perfect response."""
     family, level = rng.choice(tasks)
-    state = sample_split(family, level, "train", rng.getrandbits(48))
+    seed = rng.getrandbits(48)
+    state = sample_split(family, level, "train", seed)
     plan = solve(state)
     assert plan is not None, "sampled states can be solved"
     shown = plan if rng.random() < reference else None
     prompt = prompts.symbolic_prompt(state, backbone.style, shown)
-    return prompt, prompts.response_text(state, plan)
+    return Sample(prompt, prompts.response_text(state, plan), f"{family}-{level}-train-{seed}")
 
 
-def supervised_loss(
-    backbone: Backbone, samples: Sequence[Sample], images: NDArray[np.uint8] | None
-) -> torch.Tensor:
-    """Return the mean next-token loss on the answers, each followed by the end of the turn.
+def supervised_passes(
+    backbone: Backbone,
+    compute: ComputeConfig,
+    samples: Sequence[Sample],
+    images: NDArray[np.uint8] | None = None,
+) -> list[Pass]:
+    """Return passes whose loss is that of the answers, each followed by the end of the turn.
 
     Args:
         backbone: the model.
+        compute: how long sequences and passes may be.
         samples: prompts and answers.
         images: fitted pictures uint8 [N, size, size, 3], one a sample, or None for text.
+
+    Raises:
+        mgsd_core.training.TrainingError: a sample is longer than `compute.max_tokens`.
     """
-    asked = [prompt_ids(backbone, prompt) for prompt, _ in samples]
-    said = [[*text_ids(backbone, answer), backbone.end_token] for _, answer in samples]
-    total = torch.zeros((), device=backbone.model.device)
-    for chosen in length_buckets([len(a) + len(s) for a, s in zip(asked, said, strict=True)]):
+    asked = [prompt_ids(backbone, sample.prompt) for sample in samples]
+    said = [[*text_ids(backbone, sample.answer), backbone.end_token] for sample in samples]
+    lengths = [len(a) + len(s) for a, s in zip(asked, said, strict=True)]
+    for sample, length in zip(samples, lengths, strict=True):
+        check_length(backbone, compute, length, sample.scene, sample.prompt.has_image)
+    passes = []
+    for chosen in length_buckets(lengths, most=compute.pass_tokens):
         batch = make_batch(
             backbone,
             [asked[i] for i in chosen],
             [said[i] for i in chosen],
             None if images is None else images[chosen],
-        ).to(backbone.model.device)
-        logits = completion_logits(backbone, batch)
-        total = total + cross_entropy(logits, completion_tokens(batch), reduction="sum")
-    return total / sum(map(len, said))
+        )
+        tokens = completion_tokens(batch)
+        passes.append(
+            Pass(batch, _cross_entropy(tokens), len(tokens), [samples[i].scene for i in chosen])
+        )
+    return passes
 
 
-def length_buckets(lengths: Sequence[int], waste: float = 0.15) -> list[list[int]]:
-    """Split sequences into groups of similar length, so that little of a batch is padding.
+def check_length(
+    backbone: Backbone, compute: ComputeConfig, length: int, scene: str, has_image: bool
+) -> None:
+    """Raise TrainingError where a sequence of so many tokens is longer than is allowed."""
+    if length > compute.max_tokens:
+        picture = f", {backbone.image.tokens} of them the picture's" if has_image else ""
+        raise TrainingError(
+            f"scene {scene} takes {length} tokens{picture}, above compute.max_tokens = "
+            f"{compute.max_tokens}; raise it or make backbone.image_size smaller"
+        )
 
-    Args:
-        lengths: of the sequences.
-        waste: largest share by which the shortest of a group falls short of its longest.
 
-    Returns:
-        Indices into `lengths`, every one once.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    groups: list[list[int]] = []
-    for i in reversed(order):
-        if not groups or lengths[i] < (1.0 - waste) * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
+def _cross_entropy(tokens: torch.Tensor) -> Any:
+    def loss_of(logits: torch.Tensor, places: slice) -> tuple[torch.Tensor, dict[str, Any]]:
+        return cross_entropy(logits, tokens[places].to(logits.device), reduction="none"), {}
+
+    return loss_of

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 from sim.files import write_file
 
 if TYPE_CHECKING:
-    from mgsd_core.config import Config
+    from collections.abc import Callable
+
+    from accelerate import Accelerator
+
+    from mgsd_core.config import ComputeConfig, Config, StageConfig
+    from mgsd_core.evaluate import Record
     from mgsd_core.model import Backbone
+    from mgsd_core.scenes import Scenes
+    from mgsd_core.training import ValidateFunction
 
 
 def register(commands: Any) -> None:
     """Add this package's commands to the parser of `mgsd`."""
     from mgsd_core.commands_export import register_export
+    from mgsd_core.commands_family import register_family
     from mgsd_core.commands_plan import register_plan
 
     formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -40,7 +48,9 @@ def register(commands: Any) -> None:
         "--student", type=Path, required=True, help="stage-1 weights (OUT/stage1/model)"
     )
     distill.add_argument(
-        "--teacher", type=Path, required=True, help="base weights, before stage 1 (OUT/base/model)"
+        "--teacher",
+        type=Path,
+        help="base weights, before stage 1 (OUT/base/model); an adapter knows its own",
     )
     distill.set_defaults(run=_distill)
 
@@ -63,6 +73,7 @@ def register(commands: Any) -> None:
     evaluate.add_argument("--batch", type=int, default=64, help="responses at a time [count]")
     evaluate.set_defaults(run=_evaluate)
 
+    register_family(commands)
     register_export(commands)
     register_plan(commands)
 
@@ -83,72 +94,166 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _coldstart(args: argparse.Namespace) -> int:
-    from mgsd_core.coldstart import train_coldstart, train_text
+    from mgsd_core.adapters import add_adapter
+    from mgsd_core.coldstart import state_recovery, train_coldstart, train_text
     from mgsd_core.config import config_dict, load_config
-    from mgsd_core.model import build_nano, default_device, load_backbone
+    from mgsd_core.model import build_nano, load_backbone
+    from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
-    from mgsd_core.training import directory_digest
 
     config = load_config(args.config, args.set)
+    processes = start_processes(config.compute)
     settings = config.backbone
-    if settings.path is None:
+    lora = config.coldstart.lora
+    if config.text is not None:
         backbone = build_nano(settings.nano, settings.image_size, settings.seed)
-        backbone.model.to(default_device())
-        scenes = load_scenes(args.data, "train", backbone.image)
+    else:
+        backbone = load_backbone(
+            str(settings.path),
+            settings.image_size,
+            settings.prompt_style,
+            _dtype(config, trained=not lora.rank),
+        )
+    scenes = load_scenes(args.data, "train", backbone.image)
+    validate = _validation(
+        args.data, config.coldstart, config.compute, processes, backbone, state_recovery, "state"
+    )
+    if config.text is not None:
         base = train_text(
             backbone,
             config.text,
+            config.compute,
+            processes,
             scenes.tasks(),
             args.out / "base",
             {"backbone": config_dict(settings)},
         )
-    else:
-        backbone = load_backbone(settings.path, settings.image_size, settings.prompt_style)
-        backbone.model.float().to(default_device())
-        scenes = load_scenes(args.data, "train", backbone.image)
-        base = Path(settings.path)
+        backbone.model.name_or_path = str(base.resolve())
+    if lora.rank:
+        add_adapter(backbone, lora, config.coldstart.seed)
     final = train_coldstart(
         backbone,
         config.coldstart,
+        config.compute,
+        processes,
         scenes,
         args.out / "stage1",
-        {"base": directory_digest(base), "backbone": config_dict(settings)},
+        {"base": _identity(backbone.model.name_or_path), "backbone": config_dict(settings)},
+        validate,
     )
-    print(json.dumps({"base": str(base), "model": str(final)}))
+    if processes.is_main_process:
+        result = {"base": backbone.model.name_or_path, "model": str(final)}
+        print(json.dumps(result | {"processes": processes.num_processes}))
     return 0
 
 
 def _distill(args: argparse.Namespace) -> int:
+    from mgsd_core.adapters import AdapterError, base_of, merge_adapter, train_adapter
     from mgsd_core.config import load_config
-    from mgsd_core.distill import train_distill
-    from mgsd_core.evaluate import evaluate, summarise
+    from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
+    from mgsd_core.evaluate import evaluate
+    from mgsd_core.model import load_backbone
+    from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
 
     config = load_config(args.config, args.set)
-    student, teacher = _load(args.student, config), _load(args.teacher, config)
-    scenes = load_scenes(args.data, "train", student.image)
-    validate = None
-    if config.distill.validate_every:
-        held_out = load_scenes(
-            args.data, "validation", student.image, limit=config.distill.validate_count
+    base = base_of(args.student)
+    if base is None and args.teacher is None:
+        raise AdapterError(
+            f"{args.student} holds all weights, no adapter: say with --teacher which base it had"
         )
+    if base is not None and args.teacher is not None and not _same(base, args.teacher):
+        raise AdapterError(
+            f"the adapter in {args.student} stands on {base}: {args.teacher} cannot be its teacher"
+        )
+    processes = start_processes(config.compute)
+    keep = base is not None and not config.distill.merge
+    settings = config.backbone
+    form = (settings.image_size, settings.prompt_style)
+    student = load_backbone(args.student, *form, _dtype(config, trained=not keep))
+    if keep:
+        train_adapter(student)
+        teacher = adapter_off_teacher(student)
+    else:
+        merge_adapter(student)
+        below = load_backbone(args.teacher or base or "", *form, _dtype(config, trained=False))
+        teacher = frozen_teacher(below)
+    scenes = load_scenes(args.data, "train", student.image)
 
-        def validate() -> tuple[float, dict[str, float]]:
-            macro = summarise(evaluate(student, held_out, "image"))["macro"]
-            return macro["success"], {"validation_state": macro["state"]}
+    def planning(backbone: Backbone, held_out: Scenes) -> list[Record]:
+        return evaluate(backbone, held_out, "image")
 
+    validate = _validation(
+        args.data, config.distill, config.compute, processes, student, planning, "success"
+    )
     final = train_distill(
         student,
         teacher,
         config.distill,
+        config.compute,
+        processes,
         scenes,
         args.out / "stage2",
-        {"student": directory_digest(args.student), "teacher": directory_digest(args.teacher)},
+        {
+            "student": directory_digest(args.student),
+            "teacher": _identity(str(args.teacher or base)),
+        },
         validate,
     )
-    print(json.dumps({"model": str(final)}))
+    if processes.is_main_process:
+        print(json.dumps({"model": str(final), "processes": processes.num_processes}))
     return 0
+
+
+def _dtype(config: Config, trained: bool) -> Any:
+    """Return how weights are kept: what is trained in float32, frozen ones as they are used."""
+    import torch
+
+    return torch.float32 if trained or config.compute.precision == "fp32" else torch.bfloat16
+
+
+def _identity(source: str) -> str:
+    """Return what says which weights these are: the digest of a directory, or a name."""
+    from mgsd_core.training import directory_digest
+
+    return directory_digest(Path(source)) if Path(source).is_dir() else source
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _validation(
+    data: Path,
+    stage: StageConfig,
+    compute: ComputeConfig,
+    processes: Accelerator,
+    backbone: Backbone,
+    judge: Callable[[Backbone, Scenes], list[Record]],
+    measure: str,
+) -> ValidateFunction | None:
+    """Return what scores a stage on held-out scenes by the macro average of a measure.
+
+    The scenes are shared out among the processes.
+    """
+    from mgsd_core.evaluate import MEASURES, summarise
+    from mgsd_core.processes import share, together
+    from mgsd_core.scenes import load_scenes
+    from mgsd_core.training import mixed
+
+    if not stage.validate_every:
+        return None
+    held_out = load_scenes(data, "validation", backbone.image, limit=stage.validate_count)
+    mine = held_out.part(share(processes, range(len(held_out.states))))
+
+    def validate() -> tuple[float, dict[str, float]]:
+        with mixed(compute, processes.device):
+            records = judge(backbone, mine)
+        macro = summarise(together(processes, records))["macro"]
+        return macro[measure], {f"validation_{m}": macro[m] for m in MEASURES if m != measure}
+
+    return validate
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -194,11 +299,3 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(table(rows), file=sys.stderr)
     print(json.dumps({"results": str(args.out / "results.json"), **report["macro"]}))
     return 0
-
-
-def _load(path: Path, config: Config) -> Backbone:
-    from mgsd_core.model import default_device, load_backbone
-
-    backbone = load_backbone(path, config.backbone.image_size, config.backbone.prompt_style)
-    backbone.model.float().to(default_device())
-    return backbone

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -16,6 +17,10 @@ from mgsd_core.model import NanoConfig
 from mgsd_core.prompts import PROMPT_STYLES
 
 T = TypeVar("T")
+
+
+#: Of the products in forward and backward passes.
+PRECISIONS = ("fp32", "bf16")
 
 
 class ConfigError(ValueError):
@@ -47,26 +52,78 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on all linear layers but the vocabulary head (arXiv 2106.09685).
+
+    Attributes:
+        rank: 0 trains all parameters instead.
+        alpha: an adapter's output is scaled by alpha / rank.
+        dropout: of an adapter's input.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least("lora.rank", self.rank, 0)
+        _at_least("lora.alpha", self.alpha, 1)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"lora.dropout must be in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; none of it changes what is computed beyond rounding.
+
+    Attributes:
+        precision: `fp32`, or `bf16`: products in bfloat16; parameters that are trained, the
+            optimizer and everything over the vocabulary stay float32, frozen weights do not.
+        gradient_checkpointing: keep one activation a layer and compute the rest again.
+        pass_tokens: most tokens, padding included, of one pass forward and backward; a step's
+            batch is split into such passes by length, and a longer sequence is a pass of its own.
+        logit_mib: most memory that the logits of one side take at a time [MiB]; at least one
+            token's.
+        max_tokens: longest sequence, prompt with picture and answer [tokens].
+    """
+
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    pass_tokens: int = 4096
+    logit_mib: int = 64
+    max_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        _choice("compute.precision", self.precision, PRECISIONS)
+        for key in ("pass_tokens", "logit_mib", "max_tokens"):
+            _at_least(f"compute.{key}", getattr(self, key), 1)
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """What all stages have in common.
 
     Attributes:
-        steps: optimizer steps; 0 skips the stage.
-        batch: samples a step.
+        steps: optimizer steps; 0 skips the stage, unless `epochs` says how many.
+        epochs: passes over the stage's samples, instead of `steps`.
+        batch: samples a step, of all processes together.
         learning_rate: peak of the schedule.
         schedule: `cosine` to zero, or `constant`; both after the warm-up.
         warmup: share of the steps over which the rate rises from zero.
         weight_decay: of AdamW.
         clip: largest gradient norm.
         checkpoint_every: steps between checkpoints.
-        validate_every: steps between validations; 0 keeps the last weights.
+        validate_every: steps between validations, the best weights are kept; 0 keeps the last.
         validate_count: validation episodes of each family and level.
+        patience: validations in a row without a better score after which the stage ends early; 0
+            never ends it.
         seed: of data order and samples.
     """
 
-    steps: int
     batch: int
     learning_rate: float
+    steps: int = 0
+    epochs: float = 0.0
     schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -74,14 +131,19 @@ class StageConfig:
     checkpoint_every: int = 100
     validate_every: int = 0
     validate_count: int = 50
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         for key in ("batch", "checkpoint_every", "validate_count"):
             _at_least(f"{name}.{key}", getattr(self, key), 1)
-        for key in ("steps", "validate_every", "learning_rate", "weight_decay"):
+        for key in ("steps", "epochs", "validate_every", "patience"):
             _at_least(f"{name}.{key}", getattr(self, key), 0)
+        for key in ("learning_rate", "weight_decay"):
+            _at_least(f"{name}.{key}", getattr(self, key), 0)
+        if self.steps and self.epochs:
+            raise ConfigError(f"{name}: give steps or epochs, not both")
         _choice(f"{name}.schedule", self.schedule, ("cosine", "constant"))
         if not 0.0 <= self.warmup < 1.0:
             raise ConfigError(f"{name}.warmup must be in [0, 1), not {self.warmup}")
@@ -110,10 +172,15 @@ class ColdstartConfig(StageConfig):
         replay: share of the samples that are stage 0's text planning, so that a small model does
             not forget how to plan.
         reference: share of the replayed prompts that hold the reference plan.
+        by_length: ask every picture once an epoch, a long answer's question more often; otherwise
+            ask every question of every picture once an epoch.
+        lora: the adapter that is trained, if any.
     """
 
     replay: float = 0.0
     reference: float = 0.5
+    by_length: bool = True
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,22 +197,44 @@ class DistillConfig(StageConfig):
         direction: `reverse`, `forward` or `jsd`; `sampled` is always reverse.
         mix: weight of the teacher in `jsd`.
         topk: tokens of `topk`.
+        clip_low, clip_high, dual_clip: bounds of `sampled`'s policy ratio, see
+            `estimators.sampled_loss`.
         reference: the teacher reads the reference plan.
         temperature: of the rollouts.
+        max_response: longest rollout [tokens].
+        slack: tokens that a rollout may be longer than the longest reference response of its
+            step; negative: as long as `max_response`.
+        merge: merge the student's adapter and train all parameters against a frozen copy of the
+            base, as published; otherwise an adapter stays one, and the teacher is the same
+            weights with it switched off.
     """
 
     estimator: str = "full"
     direction: str = "reverse"
     mix: float = 0.5
     topk: int = 32
+    clip_low: float = 0.2
+    clip_high: float = 0.3
+    dual_clip: float = 3.0
     reference: bool = True
     temperature: float = 1.0
+    max_response: int = 2048
+    slack: int = 16
+    merge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _choice("distill.estimator", self.estimator, ESTIMATORS)
         _choice("distill.direction", self.direction, DIRECTIONS)
         _at_least("distill.topk", self.topk, 1)
+        _at_least("distill.max_response", self.max_response, 1)
+        if not (0.0 < self.clip_low < 1.0 and self.clip_high > 0.0 and self.dual_clip > 1.0):
+            raise ConfigError(
+                "distill.clip_low must be in (0, 1), clip_high above 0 and dual_clip above 1, not "
+                f"{self.clip_low}, {self.clip_high} and {self.dual_clip}"
+            )
+        if not 0.0 < self.mix < 1.0:
+            raise ConfigError(f"distill.mix must be between 0 and 1, not {self.mix}")
         if self.estimator == "sampled" and self.direction != "reverse":
             raise ConfigError("distill.direction must be reverse with the sampled estimator")
         if not self.temperature > 0:
@@ -154,12 +243,22 @@ class DistillConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run: the backbone and its stages."""
+    """A whole run: the backbone, its stages and how they are computed.
+
+    `text` is None for pretrained weights, which can plan from text already.
+    """
 
     backbone: BackboneConfig
-    text: TextConfig
     coldstart: ColdstartConfig
     distill: DistillConfig
+    text: TextConfig | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        if (self.backbone.path is None) != (self.text is not None):
+            raise ConfigError(
+                "the section text is for nano, which is built from nothing (no backbone.path)"
+            )
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
@@ -202,7 +301,8 @@ def _read_yaml(source: str) -> dict[str, Any]:
     elif packaged.is_file():
         text = packaged.read_text()
     else:
-        names = sorted(p.name[:-5] for p in (files("mgsd_core") / "configs").iterdir())
+        entries = (files("mgsd_core") / "configs").iterdir()
+        names = sorted(e.name[:-5] for e in entries if e.name.endswith(".yaml"))
         raise ConfigError(f"no configuration {source!r}; there are {', '.join(names)}, or a .yaml")
     try:
         data = yaml.safe_load(text)
@@ -219,23 +319,20 @@ def _build(cls: type[T], data: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise ConfigError(f"unknown setting {_join(where, str(unknown[0]))}")
+    types = get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, spec in fields.items():
         if name not in data:
             if spec.default is spec.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"setting {_join(where, name)} is missing")
             continue
-        values[name] = _convert(data[name], _types(cls)[name], _join(where, name))
+        values[name] = _convert(data[name], types[name], _join(where, name))
     return cls(**values)
 
 
-def _types(cls: type) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(cls)
-
-
 def _convert(value: Any, wanted: Any, name: str) -> Any:
+    if isinstance(wanted, UnionType):  # of one type and None
+        return None if value is None else _convert(value, get_args(wanted)[0], name)
     if dataclasses.is_dataclass(wanted):
         return _build(wanted, value, name)  # type: ignore[arg-type]
     if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -245,8 +342,6 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
     if wanted is bool and isinstance(value, bool):
         return value
     if wanted is str and isinstance(value, str):
-        return value
-    if wanted == (str | None) and (value is None or isinstance(value, str)):
         return value
     if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
         return tuple(_convert(v, int, name) for v in value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import Qwen3VLForConditionalGeneration
 
 from mgsd_core.model import Backbone
 from mgsd_core.prompts import Prompt
@@ -127,13 +128,12 @@ def make_batch(
     return Batch(ids, mask, positions, completion, pixels, grid, left)
 
 
-def completion_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
-    """Return the logits that predict each completion token, float32 [N, V].
+def completion_hidden(model: Qwen3VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Return the last hidden state that predicts each completion token [N, H].
 
-    N counts the completion tokens of the batch in row-major order. Only their positions are
-    projected onto the vocabulary.
+    N counts the completion tokens of the batch in row-major order.
     """
-    hidden = backbone.model.model(
+    hidden = model.model(
         input_ids=batch.ids,
         # Causal attention never looks at padding on the right: without a mask it is faster.
         attention_mask=batch.mask.long() if batch.left else None,
@@ -143,9 +143,43 @@ def completion_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
         use_cache=False,
     ).last_hidden_state
     # Token t is predicted at position t - 1.
-    return backbone.model.lm_head(hidden[:, :-1][batch.completion[:, 1:]]).float()
+    return hidden[:, :-1][batch.completion[:, 1:]]
+
+
+def completion_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Return the logits that predict each completion token, float32 [N, V].
+
+    Only their positions are projected onto the vocabulary. Training never holds so much at a time:
+    see `mgsd_core.vocabulary`.
+    """
+    return backbone.model.lm_head(completion_hidden(backbone.model, batch)).float()
 
 
 def completion_tokens(batch: Batch) -> torch.Tensor:
-    """Return the completion tokens themselves, int64 [N], in the order of `completion_logits`."""
+    """Return the completion tokens themselves, int64 [N], in the order of `completion_hidden`."""
     return batch.ids[:, 1:][batch.completion[:, 1:]]
+
+
+def length_buckets(
+    lengths: Sequence[int], waste: float = 0.15, most: int | None = None
+) -> list[list[int]]:
+    """Split sequences into groups of similar length, so that little of a batch is padding.
+
+    Args:
+        lengths: of the sequences [tokens].
+        waste: largest share by which the shortest of a group falls short of its longest.
+        most: tokens of a group, padding included; a longer sequence is a group of its own.
+
+    Returns:
+        Indices into `lengths`, every one once; long sequences first.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    groups: list[list[int]] = []
+    for i in order:
+        if groups:
+            longest = lengths[groups[-1][0]]
+            full = most is not None and longest * (len(groups[-1]) + 1) > most
+        if not groups or full or lengths[i] < (1.0 - waste) * longest:
+            groups.append([])
+        groups[-1].append(i)
+    return groups

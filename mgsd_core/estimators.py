@@ -1,7 +1,7 @@
 """Stage 2's losses: how far the student's next-token distribution is from the teacher's.
 
-All take raw logits at the *same* response tokens, float32 [N, V], and return one value a token,
-float32 [N]. The teacher's logits carry no gradient. Method: MGSD (arXiv 2606.06076).
+All take log-probabilities at the *same* response tokens, float32 [N, V], and return one value a
+token, float32 [N]. The teacher's carry no gradient. Method: MGSD (arXiv 2606.06076).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import kl_div
 
 ESTIMATORS = ("full", "topk", "sampled")
 DIRECTIONS = ("reverse", "forward", "jsd")
@@ -21,14 +21,25 @@ def divergence(
     """Return the exact divergence at every position.
 
     Args:
-        student: logits [N, V], with gradient.
-        teacher: logits [N, V].
+        student: log-probabilities [N, V], with gradient.
+        teacher: log-probabilities [N, V].
         direction: `reverse` KL(student ‖ teacher), `forward` KL(teacher ‖ student), or `jsd`, the
             generalised Jensen–Shannon divergence mix·KL(teacher ‖ m) + (1 − mix)·KL(student ‖ m)
             with m = mix·teacher + (1 − mix)·student.
         mix: weight of the teacher in `jsd`, in (0, 1).
     """
-    return _divergence(log_softmax(student, -1), log_softmax(teacher.detach(), -1), direction, mix)
+    teacher = teacher.detach()
+    # kl_div(input, target) is KL(target ‖ input).
+    if direction == "reverse":
+        return _kl(student, teacher)
+    if direction == "forward":
+        return _kl(teacher, student)
+    if direction != "jsd":
+        raise ValueError(f"unknown direction {direction!r}; directions are: {DIRECTIONS}")
+    if not 0.0 < mix < 1.0:
+        raise ValueError(f"the mixing weight must be between 0 and 1, not {mix}")
+    middle = torch.logaddexp(teacher + math.log(mix), student + math.log(1.0 - mix))
+    return mix * _kl(teacher, middle) + (1.0 - mix) * _kl(student, middle)
 
 
 def topk_divergence(
@@ -42,9 +53,8 @@ def topk_divergence(
 
     The bucket keeps both sides normalised: truncated mass alone is minimised by a collapse.
     """
-    student, teacher = log_softmax(student, -1), log_softmax(teacher.detach(), -1)
     if k >= student.shape[-1]:
-        return _divergence(student, teacher, direction, mix)
+        return divergence(student, teacher, direction, mix)
     chosen = student.detach().topk(k, dim=-1).indices
     rest = torch.ones_like(student, dtype=torch.bool).scatter_(-1, chosen, value=False)
 
@@ -52,7 +62,7 @@ def topk_divergence(
         tail = log_p.masked_fill(~rest, -torch.inf).logsumexp(-1, keepdim=True)
         return torch.cat([log_p.gather(-1, chosen), tail], dim=-1)
 
-    return _divergence(bucket(student), bucket(teacher), direction, mix)
+    return divergence(bucket(student), bucket(teacher), direction, mix)
 
 
 def sampled_loss(
@@ -69,17 +79,16 @@ def sampled_loss(
     The advantage of a token is log π_T − log π_old, without returns-to-go or normalisation.
 
     Args:
-        student: logits [N, V], with gradient.
-        teacher: logits [N, V].
+        student: log-probabilities [N, V], with gradient.
+        teacher: log-probabilities [N, V].
         old: log-probabilities [N] of `tokens` under the policy that sampled them.
         tokens: sampled token ids [N].
         clip_low, clip_high: the ratio is clipped to [1 − low, 1 + high].
         dual_clip: for negative advantages the loss is bounded by this many times the advantage.
     """
     index = tokens[:, None]
-    log_p = log_softmax(student, -1).gather(-1, index)[:, 0]
-    log_t = log_softmax(teacher.detach(), -1).gather(-1, index)[:, 0]
-    advantage = log_t - old
+    log_p = student.gather(-1, index)[:, 0]
+    advantage = teacher.detach().gather(-1, index)[:, 0] - old
     ratio = (log_p - old).exp()
     loss = torch.maximum(
         -advantage * ratio, -advantage * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -87,20 +96,9 @@ def sampled_loss(
     return torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
 
 
-def _divergence(
-    student: torch.Tensor, teacher: torch.Tensor, direction: str, mix: float
-) -> torch.Tensor:
-    # kl_div(input, target) is KL(target ‖ input).
-    if direction == "reverse":
-        return _kl(student, teacher)
-    if direction == "forward":
-        return _kl(teacher, student)
-    if direction != "jsd":
-        raise ValueError(f"unknown direction {direction!r}; directions are: {DIRECTIONS}")
-    if not 0.0 < mix < 1.0:
-        raise ValueError(f"the mixing weight must be between 0 and 1, not {mix}")
-    middle = torch.logaddexp(teacher + math.log(mix), student + math.log(1.0 - mix))
-    return mix * _kl(teacher, middle) + (1.0 - mix) * _kl(student, middle)
+def entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """Return the entropy [nat] of every distribution, from log-probabilities [N, V]."""
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ planners are scored by them too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from mgsd_core import prompts
@@ -177,7 +177,7 @@ def record_dict(record: Record) -> dict[str, Any]:
 
 
 def _recovered_fields(true: State, found: State | None) -> dict[str, bool]:
-    names = [n for n in type(true).__dataclass_fields__ if n != "family"]
+    names = [field.name for field in fields(true)]
     return {n: found is not None and getattr(found, n) == getattr(true, n) for n in names}
 
 

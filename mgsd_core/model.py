@@ -1,36 +1,44 @@
 """Backbones: the small `nano` built here from nothing, and pretrained Qwen3-VL weights by path.
 
-A backbone directory is what `save_pretrained` writes plus `mgsd.json` (picture format and prompt
-style), so transformers opens it like any other Qwen3-VL.
+A backbone directory is what transformers writes for model, tokenizer and image processor, plus
+`mgsd.json` (picture format and prompt style): it opens there like any other Qwen3-VL.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import linear
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.utils import logging
 
 from mgsd_core import prompts
-from mgsd_core.runtime.preprocess import ImageSpec
+from mgsd_core.runtime.preprocess import ImageSpec, patchify
 from sim import FAMILIES, LEVELS, sample, solve
 from sim.files import write_file
 
 METADATA = "mgsd.json"
+PROCESSOR = "preprocessor_config.json"
 
 # Progress is shown by our commands, once, not by every file that is read or written.
 logging.disable_progress_bar()
@@ -238,43 +246,165 @@ def _tokenizer_corpus() -> Iterator[str]:
                 yield from (question, answer)
 
 
-def load_backbone(path: str | Path, image_size: int | None = None, style: str = "full") -> Backbone:
+def load_backbone(
+    path: str | Path,
+    image_size: int | None = None,
+    style: str = "full",
+    dtype: str | torch.dtype = "auto",
+) -> Backbone:
     """Load a backbone: a directory that `save_backbone` wrote, or Qwen3-VL weights by path or name.
+
+    Weights are read into the memory that they stay in, so loading needs no second copy of them. An
+    adapter's directory gives its base with the adapter on top.
 
     Args:
         path: directory; a text, unlike a `Path`, may also be a name that transformers resolves.
         image_size: picture side [px], needed for weights without `mgsd.json`.
         style: prompt style for weights without `mgsd.json`.
+        dtype: of the weights; `auto` is what they are stored in.
 
     Raises:
-        BackboneError: not there, not a Qwen3-VL, or its tokenizer does not fit.
+        BackboneError: not there, not a Qwen3-VL, or its tokenizer or processor does not fit.
     """
+    with _one_line(path):
+        _check_path(path)
+        model, report = Qwen3VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would make them up
+            raise BackboneError(f"the weights in {path} lack {len(missing)}, such as {missing[0]}")
+        return _speaking(model.eval(), path, image_size, style)
+
+
+def outline_backbone(
+    path: str | Path, image_size: int | None = None, style: str = "full"
+) -> Backbone:
+    """Return what `load_backbone` would, its weights having shapes but no values.
+
+    It reads and writes tokens and tells sizes; nothing large is read.
+
+    Raises:
+        BackboneError: as `load_backbone`.
+    """
+    with _one_line(path):
+        _check_path(path)
+        adapter = Path(path) / "adapter_config.json"
+        base = path
+        if adapter.is_file():
+            base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        config = Qwen3VLConfig.from_pretrained(base)
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+        return _speaking(model.eval(), path, image_size, style)
+
+
+@contextmanager
+def _one_line(path: str | Path) -> Iterator[None]:
+    """Turn what transformers raises about a directory of weights into one line."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"cannot load a Qwen3-VL model from {path}: {line}") from None
+
+
+def _check_path(path: str | Path) -> None:
     if isinstance(path, Path) and not path.is_dir():
         # Else transformers would take a mistyped path for a name and ask its hub for it.
         raise BackboneError(f"{path}: no such directory of weights")
+    file = Path(path) / "config.json"
+    if file.is_file():
+        kind = json.loads(file.read_text()).get("model_type")
+        if kind != Qwen3VLConfig.model_type:
+            raise BackboneError(f"{path} holds a model of the type {kind!r}, not a Qwen3-VL")
+
+
+def _speaking(
+    model: Qwen3VLForConditionalGeneration,
+    path: str | Path,
+    image_size: int | None,
+    style: str,
+) -> Backbone:
+    """Give a model the tokenizer, picture format and prompt style that its directory says."""
     metadata = _read_metadata(Path(path))
-    try:
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            path, dtype="auto", use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"cannot load a Qwen3-VL model from {path}: {line}") from None
-    vision = model.config.vision_config
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if metadata is not None:
         spec, style = ImageSpec(**metadata["image"]), metadata["prompt_style"]
-    elif image_size is not None:
-        spec = ImageSpec(
-            image_size, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        )
-    else:
+    elif image_size is None:
         raise BackboneError(f"{path} has no {METADATA}: say the picture side with image_size")
-    if (spec.patch, spec.merge) != (vision.patch_size, vision.spatial_merge_size):
-        raise BackboneError(f"{METADATA} in {path} contradicts the model's patch and merge sizes")
-    if len(tokenizer) > model.config.text_config.vocab_size:
+    else:
+        spec = _processor_spec(path, image_size)
+        # transformers reads it from files that a tokenizer alone does not know of.
+        template = Qwen3VLProcessor.get_processor_dict(path)[0].get("chat_template")
+        tokenizer.chat_template = template or tokenizer.chat_template
+    if not isinstance(tokenizer.chat_template, str):
+        raise BackboneError(f"{path} has no chat template, or more than one")
+    config, vision = model.config, model.config.vision_config
+    sides = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    if (spec.patch, spec.merge, spec.temporal) != sides:
+        says = METADATA if metadata is not None else "the image processor"
+        raise BackboneError(f"{says} in {path} contradicts the model's patch and merge sizes")
+    if len(tokenizer) > config.text_config.vocab_size:
         raise BackboneError(f"the tokenizer in {path} has more tokens than the model's vocabulary")
-    return Backbone(_with_linear_patches(model.eval()), tokenizer, spec, style)
+    known = tokenizer.get_vocab()
+    if missing := [t for t in (_PAD, _START, _END, _IMAGE) if t not in known]:
+        raise BackboneError(f"the tokenizer in {path} has no {missing[0]}")
+    if known[_IMAGE] != config.image_token_id:
+        raise BackboneError(
+            f"the tokenizer in {path} has {_IMAGE} as {known[_IMAGE]}, the model as "
+            f"{config.image_token_id}"
+        )
+    # The published settings are for chats: they sample from the 20 likeliest tokens.
+    model.generation_config = GenerationConfig(
+        eos_token_id=known[_END], pad_token_id=known[_PAD], do_sample=False
+    )
+    return Backbone(_with_linear_patches(model), tokenizer, spec, style)
+
+
+def _processor_spec(path: str | Path, size: int) -> ImageSpec:
+    """Return how the image processor of `path` treats pictures of `size` x `size` px.
+
+    The robot has no transformers, so `mgsd_core.runtime.preprocess` does the processor's work. A
+    picture of noise is put through both: whatever the processor does otherwise shows there.
+
+    Raises:
+        BackboneError: it takes no pictures of that size, or does to them what ours does not.
+    """
+    # Pillow's, as ours: torchvision need not be there, and where it is resizes otherwise.
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if not isinstance(processor, Qwen2VLImageProcessorPil):  # Qwen3-VL has none of its own
+        raise BackboneError(
+            f"the image processor in {path}, a {type(processor).__name__}, is not Qwen3-VL's"
+        )
+    least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+    means, deviations = set(processor.image_mean), set(processor.image_std)
+    sides = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    unit = processor.patch_size * processor.merge_size
+    if not least <= size * size <= most or size % unit:
+        raise BackboneError(
+            f"the image processor in {path} takes pictures of {least} to {most} px, with sides "
+            f"that are multiples of {unit} px; {size} × {size} px is not one"
+        )
+    differs = BackboneError(
+        f"the image processor in {path} resizes or normalises in a way that this package does not "
+        f"(mean {processor.image_mean}, standard deviation {processor.image_std}, resampling "
+        f"{processor.resample})"
+    )
+    if len(means) != 1 or len(deviations) != 1 or processor.resample != Resampling.BICUBIC:
+        raise differs
+    spec = ImageSpec(size, *sides, mean=means.pop(), std=deviations.pop())
+    noise = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    theirs = processor(images=list(noise), return_tensors="np")
+    ours = patchify(noise, spec)
+    if (
+        theirs["image_grid_thw"].tolist() != [[1, spec.grid, spec.grid]]
+        or theirs["pixel_values"].shape != ours.shape
+        or not np.allclose(theirs["pixel_values"], ours, rtol=0, atol=1e-5)
+    ):
+        raise differs
+    return spec
 
 
 def default_device() -> torch.device:
@@ -300,10 +430,33 @@ def _with_linear_patches(
     return model
 
 
-def save_backbone(backbone: Backbone, path: Path) -> None:
-    """Write a backbone directory (safetensors); the caller names a fresh or temporary directory."""
-    backbone.model.save_pretrained(path)
+def save_backbone(
+    backbone: Backbone, path: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write a backbone directory (safetensors); the caller names a fresh or temporary directory.
+
+    Args:
+        backbone: what is written; of a model with an adapter, the adapter alone.
+        path: an existing directory.
+        weights: what `state_dict` would give, where the model itself holds only a part of it.
+    """
+    # The published names are the model's own. What a merged adapter was loaded from had others,
+    # which transformers would go back to.
+    backbone.model.save_pretrained(path, state_dict=weights, save_original_format=False)
     backbone.tokenizer.save_pretrained(path)
+    spec = backbone.image
+    processor = {
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": spec.patch,
+        "merge_size": spec.merge,
+        "temporal_patch_size": spec.temporal,
+        "image_mean": [spec.mean] * 3,
+        "image_std": [spec.std] * 3,
+        # Square pictures come out as the model was trained on them.
+        "size": {"shortest_edge": spec.size**2, "longest_edge": spec.size**2},
+    }
+    write_file(path / PROCESSOR, json.dumps(processor, indent=1) + "\n")
     metadata = {
         "image": asdict(backbone.image),
         "prompt_style": backbone.style,

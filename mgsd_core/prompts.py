@@ -1,5 +1,7 @@
 """Every text that a model reads or writes: state descriptions, questions, instructions, responses.
 
+What differs between families is a `Language` each; everything else is said here, once.
+
 Student and teacher share one response format: the recovered state, one route sentence, the answer
 block. Only that makes the teacher's probabilities mean something on the student's tokens. This
 module knows nothing of tokenizers or chat templates, and imports neither torch nor transformers.
@@ -7,43 +9,54 @@ module knows nothing of tokenizers or chat templates, and imports neither torch 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+from mgsd_core.language import (
+    Field,
+    Language,
+    StateTextError,
+    cell,
+    cell_text,
+    cells,
+    number,
+)
 from sim import (
     FAMILIES,
-    Action,
     Cell,
-    FrozenLake,
+    FamilyError,
     Maze,
     MiniBehaviour,
     Plan,
     PlanSyntaxError,
     State,
     StateError,
+    find_family,
     format_plan,
     legal_actions,
     parse_plan,
     simulate,
 )
-from sim.actions import check_family
-from sim.states import WALL_DOWN, WALL_LEFT, WALL_RIGHT, WALL_UP
+from sim.family import load_plugin
+from sim.states import WALL_DOWN, WALL_LEFT, WALL_RIGHT, WALL_UP, all_cells
 
 #: Generation ends with this text; what would follow is never read.
 STOP_TEXT = "</answer>"
+
+#: Entry point group in which an installed package names the languages of its families.
+LANGUAGES = "mgsd.languages"
 
 _OPEN_SIDES = (("L", WALL_LEFT), ("D", WALL_DOWN), ("R", WALL_RIGHT), ("U", WALL_UP))
 
 
 class PromptError(ValueError):
     """A prompt style that does not exist."""
-
-
-class StateTextError(ValueError):
-    """Text that describes no state of the family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +81,106 @@ class ParsedResponse:
     problem: str | None
 
 
+# --- the families of this package ---------------------------------------------------------------
+
+
+def _write_open(state: Maze) -> str:
+    def sides(cell: Cell) -> str:
+        return "".join(name for name, bit in _OPEN_SIDES if state.is_open(cell, bit)) or "none"
+
+    return " ".join(f"{cell_text(cell)} {sides(cell)}" for cell in all_cells(state.size))
+
+
+def _read_open(text: str, values: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    size = values["size"]
+    entry = r"\((\d{1,3}),(\d{1,3})\) ([LDRU]{1,4}|none)"
+    if not re.fullmatch(rf"{entry}(?: {entry})*", text):
+        raise StateTextError(f"{text[:40]!r} is no table of open sides")
+    walls: dict[Cell, int] = {}
+    for r, c, sides in re.findall(entry, text):
+        opened = "" if sides == "none" else sides
+        walls[(int(r), int(c))] = sum(bit for name, bit in _OPEN_SIDES if name not in opened)
+    if set(walls) != {(r, c) for r in range(size) for c in range(size)}:
+        raise StateTextError(f"the table of open sides does not list the {size * size} cells")
+    return tuple(tuple(walls[r, c] for c in range(size)) for r in range(size))
+
+
+def _beside_printer(state: MiniBehaviour) -> frozenset[Cell]:
+    return state.beside([state.printer])
+
+
+def _beside_table(state: MiniBehaviour) -> frozenset[Cell]:
+    return state.beside(state.table)
+
+
+_BUILT_IN = {
+    "frozenlake": Language(
+        task="Move over a frozen lake from the start to the goal with the actions L, D, R, U. "
+        "Never enter a hole, never leave the grid.",
+        brief="Cross the lake.",
+        fields=(number("size"), cell("start"), cell("goal"), cells("holes")),
+    ),
+    "maze": Language(
+        task="Move through a maze from the start to the goal with the actions L, D, R, U. "
+        "Never cross a wall.",
+        brief="Leave the maze.",
+        fields=(
+            number("size"),
+            cell("start"),
+            cell("goal"),
+            Field(
+                "walls",
+                "Which sides of every cell are open?",
+                "(row,column) LDRU …",
+                _write_open,
+                _read_open,
+                title="Open",
+            ),
+        ),
+        note="with the open sides of every cell",
+    ),
+    "minibehaviour": Language(
+        task="Move with L, D, R, U to a cell beside the printer, PICK it up, carry it to a cell "
+        "beside the table and DROP it there. Never enter the table, nor the printer's cell before "
+        "PICK, never leave the grid.",
+        brief="Bring the printer.",
+        fields=(
+            number("size"),
+            cell("agent"),
+            cell("printer"),
+            cells("table", "Which cells are the table?"),
+            cells("beside printer", "Which cells are beside the printer?", of=_beside_printer),
+            cells("beside table", "Which cells are beside the table?", of=_beside_table),
+        ),
+    ),
+}
+
+
+@cache
+def find_language(family: str) -> Language:
+    """Return the language of a family.
+
+    Raises:
+        UnknownFamilyError: there is no such family.
+        FamilyError: its language is not there, cannot be loaded, or lacks a field of its states.
+    """
+    states = find_family(family).state
+    language = (
+        _BUILT_IN[family] if family in _BUILT_IN else load_plugin(family, LANGUAGES, Language)
+    )
+    said = sorted(field.name for field in language.fields if field.read is not None)
+    has = sorted(field.name for field in dataclasses.fields(states))
+    if said != has:
+        raise FamilyError(f"a state of {family} has the fields {has}, but its language has {said}")
+    return language
+
+
 # --- states as text -----------------------------------------------------------------------------
 
 
 def state_fields(state: State) -> dict[str, str]:
     """Return the sentences that describe a state, by field, in the order of `state_text`."""
-    fields = {"size": f"Size {state.size}."}
-    if isinstance(state, MiniBehaviour):
-        fields |= {
-            "agent": f"Agent {_cell(state.agent)}.",
-            "printer": f"Printer {_cell(state.printer)}.",
-            "table": f"Table {_cells(state.table)}.",
-            "beside printer": f"Beside printer {_cells(state.beside([state.printer]))}.",
-            "beside table": f"Beside table {_cells(state.beside(state.table))}.",
-        }
-        return fields
-    fields |= {"start": f"Start {_cell(state.start)}.", "goal": f"Goal {_cell(state.goal)}."}
-    if isinstance(state, FrozenLake):
-        fields["holes"] = f"Holes {_cells(state.holes)}."
-    else:
-        rows = range(state.size)
-        table = " ".join(
-            f"{_cell((r, c))} {_open_sides(state, (r, c))}" for r in rows for c in rows
-        )
-        fields["open"] = f"Open {table}."
-    return fields
+    return {field.name: field.sentence(state) for field in find_language(state.family).fields}
 
 
 def state_text(state: State) -> str:
@@ -108,80 +196,15 @@ def parse_state_text(text: str, family: str) -> State:
 
     Raises:
         StateTextError: a field is missing or malformed, or the fields contradict each other.
+        UnknownFamilyError, FamilyError: see `find_language`.
     """
-    check_family(family)
-    size_text = _sentence(text, "Size")
-    if not re.fullmatch(r"\d{1,3}", size_text):
-        raise StateTextError(f"size {size_text[:20]!r} is not a whole number")
-    size = int(size_text)
+    values = find_language(family).read(text)
+    new_state: Any = find_family(family).state
     try:
-        if family == "frozenlake":
-            return FrozenLake(
-                size,
-                _read_cell(text, "Start"),
-                _read_cell(text, "Goal"),
-                frozenset(_read_cells(_sentence(text, "Holes"))),
-            )
-        if family == "maze":
-            return Maze(
-                size, _read_cell(text, "Start"), _read_cell(text, "Goal"), _read_walls(text, size)
-            )
-        return MiniBehaviour(
-            size,
-            _read_cell(text, "Agent"),
-            _read_cell(text, "Printer"),
-            frozenset(_read_cells(_sentence(text, "Table"))),
-        )
+        state: State = new_state(**values)
     except StateError as error:
         raise StateTextError(str(error)) from None
-
-
-def _cell(cell: Cell) -> str:
-    return f"({cell[0]},{cell[1]})"
-
-
-def _cells(cells: frozenset[Cell]) -> str:
-    return " ".join(_cell(c) for c in sorted(cells)) or "none"
-
-
-def _open_sides(state: Maze, cell: Cell) -> str:
-    return "".join(name for name, bit in _OPEN_SIDES if state.is_open(cell, bit)) or "none"
-
-
-def _sentence(text: str, name: str) -> str:
-    match = re.search(rf"(?:^|\s){name} ([^.]*)\.", text)
-    if match is None:
-        raise StateTextError(f"no sentence '{name} ….'")
-    return match[1]
-
-
-def _read_cells(text: str) -> list[Cell]:
-    if text == "none":
-        return []
-    if not re.fullmatch(r"\(\d{1,3},\d{1,3}\)(?: \(\d{1,3},\d{1,3}\))*", text):
-        raise StateTextError(f"{text[:40]!r} is no list of cells")
-    return [(int(r), int(c)) for r, c in re.findall(r"\((\d+),(\d+)\)", text)]
-
-
-def _read_cell(text: str, name: str) -> Cell:
-    cells = _read_cells(_sentence(text, name))
-    if len(cells) != 1:
-        raise StateTextError(f"{name} must be one cell")
-    return cells[0]
-
-
-def _read_walls(text: str, size: int) -> tuple[tuple[int, ...], ...]:
-    table = _sentence(text, "Open")
-    entry = r"\((\d{1,3}),(\d{1,3})\) ([LDRU]{1,4}|none)"
-    if not re.fullmatch(rf"{entry}(?: {entry})*", table):
-        raise StateTextError(f"{table[:40]!r} is no table of open sides")
-    walls: dict[Cell, int] = {}
-    for r, c, sides in re.findall(entry, table):
-        opened = "" if sides == "none" else sides
-        walls[(int(r), int(c))] = sum(bit for name, bit in _OPEN_SIDES if name not in opened)
-    if set(walls) != {(r, c) for r in range(size) for c in range(size)}:
-        raise StateTextError(f"the table of open sides does not list the {size * size} cells")
-    return tuple(tuple(walls[r, c] for c in range(size)) for r in range(size))
+    return state
 
 
 # --- responses ----------------------------------------------------------------------------------
@@ -190,11 +213,11 @@ def _read_walls(text: str, size: int) -> tuple[tuple[int, ...], ...]:
 def route_text(state: State, plan: Plan) -> str:
     """Return the route sentence: the cells on the way, with the action that leaves each."""
     path = simulate(state, plan).path
-    words = [_cell(path[0])]
+    words = [cell_text(path[0])]
     for before, after, action in zip(path, path[1:], plan, strict=False):
         words.append(action.value)
         if after != before:
-            words.append(_cell(after))
+            words.append(cell_text(after))
     return f"Route {' '.join(words)}."
 
 
@@ -225,54 +248,23 @@ def parse_response(text: str, family: str) -> ParsedResponse:
 
 # --- questions of stage 1 -----------------------------------------------------------------------
 
-_QUESTIONS = {
-    "state": "What is the state?",
-    "size": "What is the size?",
-    "start": "Where is the start?",
-    "goal": "Where is the goal?",
-    "holes": "Which cells are holes?",
-    "open": "Which sides of every cell are open?",
-    "agent": "Where is the agent?",
-    "printer": "Where is the printer?",
-    "table": "Which cells are the table?",
-    "beside printer": "Which cells are beside the printer?",
-    "beside table": "Which cells are beside the table?",
-    "legal": "Which actions are legal now?",
-}
+#: Asks for all of a state at once.
+STATE_QUESTION = "What is the state?"
+
+_LEGAL_QUESTION = "Which actions are legal now?"
 
 
 def questions(state: State) -> list[tuple[str, str]]:
     """Return (question, answer) pairs about a state; answers use the sentences of `state_text`."""
-    answers = {"state": state_text(state), **state_fields(state)}
-    answers["legal"] = f"Legal {' '.join(map(str, legal_actions(state))) or 'none'}."
-    return [(_QUESTIONS[field], answer) for field, answer in answers.items()]
+    fields = find_language(state.family).fields
+    return [
+        (STATE_QUESTION, state_text(state)),
+        *((field.question, field.sentence(state)) for field in fields),
+        (_LEGAL_QUESTION, f"Legal {' '.join(map(str, legal_actions(state))) or 'none'}."),
+    ]
 
 
 # --- prompts ------------------------------------------------------------------------------------
-
-_FORMATS = {
-    "frozenlake": "'Size N. Start (row,column). Goal (row,column). Holes (row,column) ….'",
-    "maze": "'Size N. Start (row,column). Goal (row,column). Open (row,column) LDRU ….' "
-    "with the open sides of every cell",
-    "minibehaviour": "'Size N. Agent (row,column). Printer (row,column). Table (row,column) …. "
-    "Beside printer (row,column) …. Beside table (row,column) ….'",
-}
-
-_TASKS = {
-    "frozenlake": "Move over a frozen lake from the start to the goal with the actions L, D, R, U. "
-    "Never enter a hole, never leave the grid.",
-    "maze": "Move through a maze from the start to the goal with the actions L, D, R, U. "
-    "Never cross a wall.",
-    "minibehaviour": "Move with L, D, R, U to a cell beside the printer, PICK it up, carry it to a "
-    "cell beside the table and DROP it there. Never enter the table, nor the printer's cell before "
-    "PICK, never leave the grid.",
-}
-
-_BRIEF_TASKS = {
-    "frozenlake": "Cross the lake.",
-    "maze": "Leave the maze.",
-    "minibehaviour": "Bring the printer.",
-}
 
 _SYSTEMS = {
     "full": {
@@ -289,14 +281,14 @@ PROMPT_STYLES = tuple(_SYSTEMS)
 
 def instruction(family: str, style: str) -> str:
     """Return the instruction Q of a family: what to do and in which format to answer."""
-    check_family(family)
+    language = find_language(family)
     if style not in PROMPT_STYLES:
         raise PromptError(f"unknown prompt style {style!r}; styles are: {', '.join(PROMPT_STYLES)}")
     if style == "brief":
-        return _BRIEF_TASKS[family]
+        return language.brief
     return (
-        f"{_TASKS[family]} Cells are (row,column), from (0,0) at the top left. Find the shortest "
-        f"plan. First say what the scene is, as {_FORMATS[family]}; then the way, cell by cell, as "
+        f"{language.task} Cells are (row,column), from (0,0) at the top left. Find the shortest "
+        f"plan. First say what the scene is, as {language.form}; then the way, cell by cell, as "
         "'Route (row,column) action (row,column) ….'; then the actions alone, as "
         "'<answer>action action …</answer>'."
     )
@@ -319,7 +311,7 @@ def symbolic_prompt(state: State, style: str, plan: Plan | None = None) -> Promp
     """
     text = f"{instruction(state.family, style)} {state_text(state)}"
     if plan is not None:
-        text += f" Reference {' '.join(Action(a).value for a in plan)}."
+        text += f" Reference {' '.join(a.value for a in plan)}."
     return Prompt(_SYSTEMS[style]["teacher"], text, has_image=False)
 
 
@@ -329,5 +321,6 @@ def prompts_digest(style: str, families: Sequence[str] = FAMILIES) -> str:
     A bundle stores it: weights trained under other prompts are then noticed, not silently wrong.
     """
     texts = {f: [student_prompt(f, style).system, instruction(f, style)] for f in families}
-    texts["format"] = [STOP_TEXT, *_FORMATS.values()]
+    others = [find_language(family) for family in families if family not in _BUILT_IN]
+    texts["format"] = [STOP_TEXT, *(spoken.form for spoken in (*_BUILT_IN.values(), *others))]
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()

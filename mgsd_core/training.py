@@ -1,8 +1,8 @@
-"""The one training loop of all stages: optimizer, schedule, metrics, checkpoints that resume.
+"""The one training loop of all stages: passes, optimizer, schedule, metrics, checkpoints.
 
-A stage hands in a function from the step's number to a loss. Whatever is random in a step is drawn
-from the stage's seed and that number, so a checkpoint needs no generator state, and a run that was
-killed goes on to the same weights, bit for bit, on one machine.
+A stage hands in a function from the step's number to the work of that step. Whatever is random in
+it is drawn from the stage's seed and that number, so a checkpoint needs no generator state, and a
+run that was killed goes on to the same weights, bit for bit, on one machine.
 """
 
 from __future__ import annotations
@@ -10,130 +10,337 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from tqdm import tqdm
+from transformers import Qwen3VLForConditionalGeneration
 
-from mgsd_core.config import StageConfig, config_dict
+from mgsd_core.checkpoints import (
+    Best,
+    load_best,
+    load_checkpoint,
+    remove_checkpoints,
+    save_best,
+    save_checkpoint,
+    write_directory,
+)
+from mgsd_core.config import ComputeConfig, StageConfig, TextConfig, config_dict
+from mgsd_core.encoding import Batch, completion_hidden
+from mgsd_core.metrics import Metrics
 from mgsd_core.model import Backbone, save_backbone
+from mgsd_core.processes import (
+    shard,
+    sum_gradients,
+    sums,
+    together,
+    wants_shards,
+    whole,
+    whole_weights,
+)
+from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
 from sim.files import write_file
 
-#: Loss of one step and what to log beside it.
-StepFunction = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
-#: Validation score (larger is better) of the weights as they are now, and what to log beside it.
-ValidateFunction = Callable[[], tuple[float, dict[str, float]]]
+C = TypeVar("C", bound=StageConfig)
 
 
 class TrainingError(ValueError):
     """Training that cannot start or go on; the message says why and what is left intact."""
 
 
-@dataclass
-class _Best:
-    score: float
-    step: int
-    weights: dict[str, torch.Tensor]
+@dataclass(frozen=True)
+class Pass:
+    """A part of a step's batch that goes forward and backward at once.
+
+    Attributes:
+        batch: its sequences, on any device.
+        loss_of: losses of its completion tokens, in the order of `encoding.completion_tokens`.
+        tokens: completion tokens.
+        scenes: names of what it shows, for error messages.
+        group: tokens of a group are averaged together.
+    """
+
+    batch: Batch
+    loss_of: LossOfLogits
+    tokens: int
+    scenes: Sequence[str]
+    group: str = "loss"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One process's share of a step.
+
+    Attributes:
+        passes: what goes forward and backward.
+        shares: weight of each group's mean in the step's loss.
+        logged: (sum, count) of further values; their means over all processes are logged.
+    """
+
+    passes: Sequence[Pass]
+    shares: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
+    logged: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+#: This process's work of a step.
+StepFunction = Callable[[int], Work]
+#: Validation score (larger is better) of the weights as they are now, and what to log beside it.
+ValidateFunction = Callable[[], tuple[float, dict[str, float]]]
+
+
+class PassLoss(torch.nn.Module):
+    """A model as the function from a pass to the sum of its losses."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, compute: ComputeConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._chunk = chunk_length(model.config.text_config.vocab_size, compute.logit_mib)
+        self._compute = compute
+
+    def forward(
+        self, batch: Batch, loss_of: LossOfLogits
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the sum of the losses, with gradient, and the sums of what they log."""
+        with mixed(self._compute, batch.ids.device):
+            hidden = completion_hidden(self.model, batch)
+            return chunked_loss(hidden, self.model.lm_head.weight, loss_of, self._chunk)
+
+
+def mixed(compute: ComputeConfig, device: torch.device) -> torch.autocast:
+    """Return the context in which products are computed in the configured precision.
+
+    A new one for every stretch with or without gradients: it keeps weights that it converted, and
+    one that was converted without gradients would get none later.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
 
 
 def train(
     backbone: Backbone,
     config: StageConfig,
+    compute: ComputeConfig,
+    processes: Accelerator,
     out: Path,
     name: str,
-    loss_of_step: StepFunction,
+    work_of_step: StepFunction,
     validate: ValidateFunction | None = None,
     fingerprint: dict[str, Any] | None = None,
 ) -> Path:
     """Train a stage, or go on where it stopped, and return the directory of its weights.
 
     Args:
-        backbone: trained in place; ends with the weights that were written.
+        backbone: trained in place, what of it requires gradients; ends with the weights that were
+            written.
         config: of the stage.
-        out: directory of the stage: `model/` when done, `checkpoint-N/` before, `metrics.jsonl`.
+        compute: how a step is computed.
+        processes: that train together.
+        out: directory of the stage: `model/` when done; `checkpoint-N/` and `best-N.safetensors`
+            before; `metrics.jsonl` and `tensorboard/`.
         name: shown on the progress bar.
-        loss_of_step: see `StepFunction`.
+        work_of_step: see `StepFunction`.
         validate: called every `config.validate_every` steps; the best weights are kept.
         fingerprint: what else the result depends on (data, starting weights).
 
     Raises:
-        TrainingError: `out` belongs to another run, or the loss is not finite.
+        TrainingError: `out` belongs to another run, or a loss is not finite.
+        mgsd_core.checkpoints.CheckpointError: the newest checkpoint is damaged.
+        OSError: something cannot be written.
     """
-    wanted = {"config": config_dict(config), **(fingerprint or {})}
+    wanted = {"config": config_dict(config), "compute": config_dict(compute), **(fingerprint or {})}
     final = out / "model"
-    out.mkdir(parents=True, exist_ok=True)
-    _check_same_run(out, wanted)
+    if processes.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        _check_same_run(out, wanted)
+    processes.wait_for_everyone()
+    model = backbone.model
     if final.is_dir():
-        _remove_checkpoints(out)  # a kill may have come between the weights and this
-        weights = load_file(final / "model.safetensors")
-        backbone.model.load_state_dict(weights, strict=False)
-        backbone.model.tie_weights()
-        backbone.model.eval()
+        if processes.is_main_process:
+            remove_checkpoints(out)  # a kill may have come between the weights and this
+        load_weights(backbone, final)
         return final
 
-    model = backbone.model
+    if config.batch < processes.num_processes:
+        raise TrainingError(
+            f"{name}: {processes.num_processes} processes cannot share a batch of {config.batch}"
+        )
+    model.to(processes.device)
+    if compute.gradient_checkpointing:
+        _activation_checkpointing(model, "enable", {"use_reentrant": False})
+    module: torch.nn.Module = PassLoss(model, compute)
+    # Only nano has stage 0, and the same model goes on to stage 1: it can be split once.
+    sharded = wants_shards(processes) and not isinstance(config, TextConfig)
+    if sharded:
+        layers = (*model.model.language_model.layers, *model.model.visual.blocks)
+        shard(processes, module, layers, compute)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    first, best = _resume(out, parameters, optimizer)
-    metrics = _Metrics(out / "metrics.jsonl", first)
-    model.train()
-    with tqdm(
-        total=config.steps, initial=first, desc=name, unit="step", disable=None, mininterval=0.5
-    ) as bar:
+    first, best = load_checkpoint(processes, out, parameters, optimizer)
+    metrics = Metrics(out, first) if processes.is_main_process else None
+    with (
+        tqdm(
+            total=config.steps,
+            initial=first,
+            desc=name,
+            unit="step",
+            disable=None if processes.is_main_process else True,
+            mininterval=0.5,
+        ) as bar,
+        metrics or nullcontext(),
+    ):
         for step in range(first, config.steps):
+            began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate(config, step)
-            loss, logged = loss_of_step(step)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name}: the loss of step {step} is {value}; the last checkpoint in {out} "
-                    "is intact, try a smaller learning rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            model.eval()
+            with whole_weights(module):
+                work = work_of_step(step)
+            model.train()
+            what = f"{name}: the loss of step {step}"
+            logged = _add_gradients(module, work, processes, sharded, what)
+            sum_gradients(processes, parameters.values())
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+            logged["gradient_norm"] = float(whole(norm))
+            if not math.isfinite(logged["gradient_norm"]):
+                raise TrainingError(
+                    f"{name}: the gradient of step {step} is {logged['gradient_norm']} "
+                    f"({_scenes(together(processes, [n for p in work.passes for n in p.scenes]))})"
+                    f"; {_INTACT}"
+                )
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             done = step + 1
-            logged = {"loss": value, "gradient_norm": norm.item(), **logged}
-            if (
-                validate
-                and config.validate_every
-                and (done % config.validate_every == 0 or done == config.steps)
-            ):
+            last = done == config.steps
+            if validate and config.validate_every and (done % config.validate_every == 0 or last):
                 model.eval()
-                score, scores = validate()
-                model.train()
+                with whole_weights(module):
+                    score, scores = validate()
                 logged |= {"validation": score, **scores}
                 if best is None or score >= best.score:
-                    best = _Best(
-                        score, done, {n: p.detach().clone() for n, p in parameters.items()}
-                    )
-            metrics.write({"step": done, **logged})
+                    best = Best(score, done)
+                    save_best(processes, out, best, parameters)
+                elif (
+                    config.patience and done - best.step >= config.patience * config.validate_every
+                ):
+                    last = True
+            if metrics is not None:
+                metrics.write(done, logged, time.perf_counter() - began)
             bar.set_postfix_str(_summary(logged, best), refresh=False)
             bar.update()
-            if done % config.checkpoint_every == 0 and done < config.steps:
-                _save_checkpoint(out, done, parameters, optimizer, best)
+            if last:
+                break
+            if done % config.checkpoint_every == 0:
+                save_checkpoint(processes, out, done, parameters, optimizer, best)
     model.eval()
+    if compute.gradient_checkpointing:
+        _activation_checkpointing(model, "disable")
     if best is not None:
-        with torch.no_grad():
-            for n, p in parameters.items():
-                p.copy_(best.weights[n])
-    metrics.close()
-    temporary = _fresh(out / "model.tmp")
-    save_backbone(backbone, temporary)
-    os.replace(temporary, final)
-    _remove_checkpoints(out)
+        load_best(out, best, parameters)
+    weights = {n: whole(p) for n, p in model.state_dict().items()} if sharded else None
+    write_directory(processes, final, lambda path: save_backbone(backbone, path, weights))
+    if processes.is_main_process:
+        remove_checkpoints(out)
     return final
+
+
+def _activation_checkpointing(model: torch.nn.Module, action: str, *arguments: Any) -> None:
+    # transformers renamed it: `gradient_…` before 5.20 or so, warned about after.
+    for name in (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}"):
+        if hasattr(model, name):
+            getattr(model, name)(*arguments)
+            return
+
+
+def _add_gradients(
+    module: torch.nn.Module, work: Work, processes: Accelerator, sharded: bool, what: str
+) -> dict[str, float]:
+    """Add a step's gradient to the parameters and return the means of what is logged."""
+    groups = list(work.shares)
+    counts = [float(sum(p.tokens for p in work.passes if p.group == g)) for g in groups]
+    tokens = dict(zip(groups, sums(processes, counts), strict=True))
+    passes = list(work.passes)
+    if sharded:
+        passes = _in_step(processes, groups, passes)
+    found: list[tuple[Pass, torch.Tensor, dict[str, torch.Tensor]]] = []
+    for part in passes:
+        total, extra = module(part.batch.to(processes.device), part.loss_of)
+        scale = work.shares[part.group] / tokens[part.group]
+        if sharded:
+            scale *= processes.num_processes  # which FSDP divides by
+        (total * (scale if part.tokens else 0.0)).backward()
+        if part.tokens:
+            found.append((part, total.detach(), extra))
+    bad = [n for part, total, _ in found if not torch.isfinite(total) for n in part.scenes]
+    if names := together(processes, bad):
+        raise TrainingError(f"{what} is not finite ({_scenes(names)}); {_INTACT}")
+    names_and_groups = [(g, g) for g in groups]
+    values = [sum(float(t) for p, t, _ in found if p.group == g) for g in groups]
+    for group in groups:
+        for name in next((e for p, _, e in found if p.group == group), {}):
+            names_and_groups.append((name, group))
+            values.append(sum(float(e[name]) for p, _, e in found if p.group == group))
+    means = {
+        name: value / tokens[group]
+        for (name, group), value in zip(names_and_groups, sums(processes, values), strict=True)
+    }
+    means["loss"] = sum(work.shares[g] * means[g] for g in groups)
+    totals = sums(processes, [v for pair in work.logged.values() for v in pair])
+    for i, name in enumerate(work.logged):
+        means[name] = totals[2 * i] / totals[2 * i + 1]
+    return means | {"tokens": sum(tokens.values())}
+
+
+def _in_step(processes: Accelerator, groups: Sequence[str], passes: Sequence[Pass]) -> list[Pass]:
+    """Return as many passes of each group in every process; those added count no token.
+
+    Split parameters are gathered by all processes together, and text needs others than pictures.
+    """
+    counts = together(processes, [[sum(p.group == g for p in passes) for g in groups]])
+    filled = []
+    for group, most in zip(groups, map(max, zip(*counts, strict=True)), strict=True):
+        mine = [p for p in passes if p.group == group]
+        if most and not mine:
+            raise TrainingError(
+                f"the batch is too small to be shared out among {processes.num_processes} processes"
+            )
+        filled += mine + [replace(p, tokens=0) for p in mine[:1]] * (most - len(mine))
+    return filled
+
+
+_INTACT = "the checkpoints before it are intact; try a smaller learning rate"
+
+
+def _scenes(names: Sequence[str]) -> str:
+    return f"scene{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def load_weights(backbone: Backbone, path: Path) -> None:
+    """Load what a finished stage wrote into the backbone that it was trained from."""
+    adapter = path / "adapter_model.safetensors"
+    if adapter.is_file():
+        set_peft_model_state_dict(backbone.model, load_file(adapter))
+    else:
+        for file in sorted(path.glob("*.safetensors")):
+            backbone.model.load_state_dict(load_file(file), strict=False)
+        backbone.model.tie_weights()
+    backbone.model.eval()
+
+
+def with_steps(config: C, samples: int) -> C:
+    """Return the configuration with its epochs over so many samples turned into steps."""
+    if not config.epochs:
+        return config
+    return replace(config, steps=math.ceil(config.epochs * samples / config.batch), epochs=0.0)
 
 
 def rate(config: StageConfig, step: int) -> float:
@@ -162,22 +369,18 @@ def epoch_indices(count: int, batch: int, seed: int, step: int) -> list[int]:
     return chosen
 
 
-_permutations: dict[tuple[int, int, int], torch.Tensor] = {}
-
-
+@lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> torch.Tensor:
-    key = (count, seed, epoch)
-    if key not in _permutations:
-        _permutations.clear()
-        _permutations[key] = torch.randperm(count, generator=step_generator(seed, epoch, "epoch"))
-    return _permutations[key]
+    return torch.randperm(count, generator=step_generator(seed, epoch, "epoch"))
 
 
 def directory_digest(path: Path) -> str:
     """Return the SHA-256 (hex) of a weights directory: what a later stage's result depends on."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for name in sorted(path.glob("*.safetensors")):
+        with name.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -206,92 +409,6 @@ def _difference(was: Any, now: Any, where: str = "") -> str:
     return f"{where} was {was!r}, is {now!r}"
 
 
-def _resume(
-    out: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, _Best | None]:
-    """Load the newest checkpoint; return the step to go on with and the best weights so far."""
-    for leftover in out.glob("*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    found = sorted(out.glob("checkpoint-*"))
-    if not found:
-        return 0, None
-    newest = found[-1]
-    try:
-        state = json.loads((newest / "state.json").read_text())
-        weights = load_file(newest / "model.safetensors")
-        moments = load_file(newest / "optimizer.safetensors")
-        best = None
-        if state["best"] is not None:
-            best = _Best(**state["best"], weights=load_file(newest / "best.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise TrainingError(
-            f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before"
-        ) from None
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-            if f"{name}.step" in moments:
-                optimizer.state[parameter] = {
-                    "step": moments[f"{name}.step"],
-                    "exp_avg": moments[f"{name}.exp_avg"].to(parameter.device),
-                    "exp_avg_sq": moments[f"{name}.exp_avg_sq"].to(parameter.device),
-                }
-    return int(state["step"]), best
-
-
-def _save_checkpoint(
-    out: Path,
-    step: int,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    best: _Best | None,
-) -> None:
-    temporary = _fresh(out / "checkpoint.tmp")
-    temporary.mkdir()
-    save_file(
-        {n: p.detach().contiguous() for n, p in parameters.items()}, temporary / "model.safetensors"
-    )
-    moments = {
-        f"{name}.{key}": value.detach().contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    save_file(moments, temporary / "optimizer.safetensors")
-    summary = None
-    if best is not None:
-        summary = {"score": best.score, "step": best.step}
-        save_file(best.weights, temporary / "best.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, "best": summary}))
-    os.replace(temporary, out / f"checkpoint-{step:08d}")
-    for old in sorted(out.glob("checkpoint-*"))[:-2]:
-        shutil.rmtree(old)
-
-
-def _remove_checkpoints(out: Path) -> None:
-    for old in out.glob("checkpoint-*"):
-        shutil.rmtree(old)
-
-
-def _fresh(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    return path
-
-
-class _Metrics:
-    """JSON lines, one a step; lines after the checkpoint that a run goes on from are dropped."""
-
-    def __init__(self, path: Path, first: int) -> None:
-        kept = path.read_text().splitlines()[:first] if path.is_file() and first else []
-        write_file(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", buffering=1)  # by lines, to be watched while it grows
-
-    def write(self, line: dict[str, float]) -> None:
-        self._file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _summary(logged: dict[str, float], best: _Best | None) -> str:
+def _summary(logged: dict[str, float], best: Best | None) -> str:
     text = f"loss {logged['loss']:.3f}"
     return text if best is None else f"{text}, best {best.score:.3f} at {best.step}"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mgsd_ros.grid_frame import GridFrame
-from sim import FAMILIES
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -56,7 +55,7 @@ class PlannerParameters:
 
     bundle: str = _parameter("bundle", "", "Directory of the bundle to plan with.")
     family: str = _parameter(
-        "family", "frozenlake", "Family of tasks that the camera sees.", choices=FAMILIES
+        "family", "frozenlake", "Family of tasks that the camera sees, one of the bundle's."
     )
     backend: str = _parameter(
         "backend", "auto", "Engine to run the bundle on; auto takes the fastest that works here."

@@ -4,15 +4,8 @@ Imports nothing but the standard library: renderers, data sets and their librari
 their own modules when they are used.
 """
 
-from sim.actions import (
-    FAMILIES,
-    Action,
-    Plan,
-    PlanSyntaxError,
-    UnknownFamilyError,
-    format_plan,
-    parse_plan,
-)
+from sim.actions import Action, Plan, PlanSyntaxError, format_plan, parse_plan
+from sim.family import FAMILIES, Family, FamilyError, UnknownFamilyError, find_family
 from sim.planning import Failure, Outcome, legal_actions, simulate, solve
 from sim.sampling import LEVELS, SPLITS, LevelError, SplitError, sample, sample_split, split_of
 from sim.states import (
@@ -34,6 +27,8 @@ __all__ = [
     "Action",
     "Cell",
     "Failure",
+    "Family",
+    "FamilyError",
     "FrozenLake",
     "LevelError",
     "Maze",
@@ -45,6 +40,7 @@ __all__ = [
     "State",
     "StateError",
     "UnknownFamilyError",
+    "find_family",
     "format_plan",
     "legal_actions",
     "parse_plan",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 
+from sim.family import find_family
+
 
 class Action(StrEnum):
     """One action of a plan. Moves are one cell; the value is also the text a model writes."""
@@ -18,27 +20,20 @@ class Action(StrEnum):
     DROP = "DROP"
 
 
-Plan = tuple[Action, ...]
+#: Members of `Action`, or of the `StrEnum` in which a family has its own.
+Plan = tuple[StrEnum, ...]
 
 #: (row, column) change of every move. Row 0 is at the top of the image. The order L, D, R, U is
 #: the order in which equally short plans are preferred, see `sim.planning.solve`.
-MOVES: dict[Action, tuple[int, int]] = {
+MOVES: dict[StrEnum, tuple[int, int]] = {
     Action.L: (0, -1),
     Action.D: (1, 0),
     Action.R: (0, 1),
     Action.U: (-1, 0),
 }
 
-#: Actions that exist in each family.
-FAMILY_ACTIONS: dict[str, tuple[Action, ...]] = {
-    "frozenlake": tuple(MOVES),
-    "maze": tuple(MOVES),
-    "minibehaviour": (*MOVES, Action.PICK, Action.DROP),
-}
-
-FAMILIES: tuple[str, ...] = tuple(FAMILY_ACTIONS)
-
-_WORDS = {a.value: a for a in Action} | {
+_WORDS: dict[str, StrEnum] = {
+    **{a.value: a for a in Action},
     "LEFT": Action.L,
     "DOWN": Action.D,
     "RIGHT": Action.R,
@@ -49,24 +44,14 @@ _ANSWER = re.compile(r"<answer>([^<]*)</answer>", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,;\[\]()'\"]+|->|→")
 
 
-class UnknownFamilyError(ValueError):
-    """A family that is none of `FAMILIES`."""
-
-
 class PlanSyntaxError(ValueError):
     """Text that holds no plan: no answer block, or a word in it that is no action of the family."""
 
 
-def check_family(family: str) -> str:
-    """Return `family`, or raise `UnknownFamilyError` naming the families that exist."""
-    if family not in FAMILY_ACTIONS:
-        raise UnknownFamilyError(f"unknown family {family!r}; families are: {', '.join(FAMILIES)}")
-    return family
-
-
-def format_plan(plan: Iterable[Action]) -> str:
+def format_plan(plan: Iterable[StrEnum]) -> str:
     """Write a plan as the answer block that `parse_plan` reads: `<answer>R D D</answer>`."""
-    return f"<answer>{' '.join(Action(a).value for a in plan)}</answer>"
+    words = ((a if isinstance(a, StrEnum) else Action(a)).value for a in plan)
+    return f"<answer>{' '.join(words)}</answer>"
 
 
 def parse_plan(text: str, family: str) -> Plan:
@@ -79,18 +64,19 @@ def parse_plan(text: str, family: str) -> Plan:
 
     Raises:
         PlanSyntaxError: no complete block, or a word in it that is no action of `family`.
-        UnknownFamilyError: `family` is none of `FAMILIES`.
+        UnknownFamilyError: there is no such `family`.
     """
-    allowed = FAMILY_ACTIONS[check_family(family)]
+    allowed = find_family(family).actions
+    words: dict[str, StrEnum] = _WORDS | {a.value: a for a in allowed}
     match = _ANSWER.search(text)
     if match is None:
         raise PlanSyntaxError("no <answer>…</answer> block in the response")
-    plan: list[Action] = []
+    plan: list[StrEnum] = []
     for word in _SEPARATORS.sub(" ", match[1]).upper().split():
-        if word in _WORDS:
-            plan.append(_WORDS[word])
+        if word in words:
+            plan.append(words[word])
         elif set(word) <= {"L", "D", "R", "U"}:
-            plan.extend(Action(letter) for letter in word)
+            plan.extend(words[letter] for letter in word)
         else:
             raise PlanSyntaxError(f"{word[:40]!r} in the answer is no action")
     for action in plan:

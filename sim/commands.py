@@ -23,7 +23,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--family", default="all", help="frozenlake, maze, minibehaviour or all")
+    add(
+        "--family",
+        default="all",
+        help="frozenlake, maze, minibehaviour, all of these, or one of your own",
+    )
     add("--level", default="all", help="grid side [cells]: 3, a range such as 3-5, or all")
     add("--count", type=int, default=500, help="episodes of each family and level")
     add("--split", default="train", help="train, validation or test; they share no state or style")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sim.actions import FAMILIES, check_family
 from sim.episodes import DatasetError, Episode, draw_episode, row_to_episode, style_seed
+from sim.family import FAMILIES, NAME, check_family, find_family
 from sim.files import write_file
 from sim.index import INDEX_NAME, claimed, enter_shards, known_shards
 from sim.png import encode_png
 from sim.renderers import check_renderer, open_renderer
-from sim.sampling import LEVELS, check_level, check_split
+from sim.sampling import check_level, check_split
 from sim.shards import FORMAT, Progress, Shard, finished_digest, read_rows, shard_size
 from sim.style import check_styles
 
@@ -94,7 +95,11 @@ def check_request(
         sim.renderers.MissingRendererError: the renderer is not installed.
     """
     for family, level in pairs:
-        check_level(check_family(family), level)
+        check_level(family, level)
+        if find_family(family).build is None:
+            raise DatasetError(f"{family} is not drawn by a renderer: bring pictures of your own")
+        if family not in FAMILIES and renderer != "panda":
+            raise DatasetError(f"only the renderer panda draws {family}; {renderer} does not")
     check_split(split)
     if not 1 <= count <= MAX_COUNT:
         raise DatasetError(f"count must be 1 to {MAX_COUNT}, not {count}")
@@ -107,7 +112,7 @@ def check_request(
 
 
 def parse_families(text: str) -> tuple[str, ...]:
-    """Return the families that `all` or a family's name stands for."""
+    """Return the families that `all` (those of this package) or a family's name stands for."""
     return FAMILIES if text == "all" else (check_family(text),)
 
 
@@ -120,7 +125,7 @@ def parse_levels(text: str, families: Sequence[str]) -> list[tuple[str, int]]:
         ValueError: the text is no level or range, or a level exists in none of `families`.
     """
     if text == "all":
-        return [(family, level) for family in families for level in LEVELS[family]]
+        return [(family, level) for family in families for level in find_family(family).levels]
     first, dash, last = text.partition("-")
     try:
         wanted = range(int(first), int(last if dash else first) + 1)
@@ -128,10 +133,11 @@ def parse_levels(text: str, families: Sequence[str]) -> list[tuple[str, int]]:
         wanted = range(0)
     if not wanted:
         raise DatasetError(f"level must be a number, a range such as 3-5, or all, not {text!r}")
+    levels = {family: find_family(family).levels for family in families}
     for level in (wanted[0], wanted[-1]):
-        if not any(level in LEVELS[family] for family in families):
+        if not any(level in own for own in levels.values()):
             check_level(families[0], level)
-    return [(family, level) for family in families for level in LEVELS[family] if level in wanted]
+    return [(family, level) for family in families for level in levels[family] if level in wanted]
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -392,7 +398,8 @@ def load_episodes(
 ) -> list[Episode]:
     """Return a data set's episodes, or those of one family or level, at most `limit`.
 
-    Order: by family, level and seed. See `iter_episodes` for the errors.
+    Order: by family (this package's before others), level and seed. See `iter_episodes` for the
+    errors.
     """
     return list(iter_episodes(directory, split, family, level, limit))
 
@@ -426,20 +433,20 @@ def _shard_paths(directory: Path, split: str, family: str | None, level: int | N
         raise DatasetError(f"{directory}: no such directory of a data set")
     if family is not None:
         check_family(family)
-    families = FAMILIES if family is None else (family,)
-    # Whatever levels there are: tasks cut from scans may have any.
-    wanted = "*" if level is None else str(level)
-    paths: list[Path] = []
-    for name in families:
-        found = directory.glob(f"{name}-{wanted}-{split}-*.parquet")
-        paths += sorted(found, key=_level_and_number)
+    # Whatever families and levels there are: tasks cut from scans may have any level.
+    one = NAME.pattern if family is None else family
+    other = r"\d+" if level is None else str(level)
+    named = re.compile(rf"(?:{one})-(?:{other})-{split}-\d+\.parquet")
+    paths = [path for path in directory.iterdir() if named.fullmatch(path.name)]
+    paths.sort(key=_family_level_and_number)
     if not paths:
         what = " ".join([split, family or "", "" if level is None else f"level {level}"]).strip()
         raise DatasetError(f"{directory} holds no {what} episodes")
     return paths
 
 
-def _level_and_number(path: Path) -> tuple[int, int, str]:
-    """Return what sorts a shard by its level and its number, however many digits they have."""
-    level, number = path.stem.split("-")[1::2]
-    return int(level), int(number), path.name
+def _family_level_and_number(path: Path) -> tuple[int, str, int, int]:
+    """Return what sorts a shard, by level and number however many digits they have."""
+    family, level, _, number = path.stem.split("-")
+    place = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    return place, family, int(level), int(number)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sim.actions import MOVES, Action
+from sim.actions import MOVES
 from sim.scene import MARGIN
 from sim.states import Cell
 
@@ -42,7 +43,7 @@ def draw_plan(
     rgb: NDArray[np.uint8],
     path: Sequence[Cell],
     cell_to_pixel: CellToPixel,
-    actions: Sequence[Action] = (),
+    actions: Sequence[StrEnum] = (),
     caption: str = "",
 ) -> NDArray[np.uint8]:
     """Return a copy of a picture with a route drawn on it, uint8 [H', W', 3].
@@ -53,7 +54,7 @@ def draw_plan(
         rgb: uint8 [H, W, 3].
         path: the robot's cell before the first action and after each (`Outcome.path`).
         cell_to_pixel: gives the pixel (u, v) of a cell's centre in `rgb`.
-        actions: those that `path` follows from; PICK and DROP among them are marked.
+        actions: those that `path` follows from; those that are no moves are marked.
         caption: text for a strip below the picture; lines are broken to its width.
 
     Raises:
@@ -150,10 +151,10 @@ def _dot(
 def _mark_actions(
     pen: ImageDraw.ImageDraw,
     places: Sequence[tuple[float, float]],
-    actions: Sequence[Action],
+    actions: Sequence[StrEnum],
     size: int,
 ) -> None:
-    """Write PICK and DROP where they happen, below each other where they share a cell."""
+    """Write what is no move where it happens, below each other where two share a cell."""
     texts: dict[tuple[float, float], list[str]] = {}
     for action, place in zip(actions, places, strict=False):
         if action not in MOVES:

@@ -68,7 +68,7 @@ _ROLES = {number: role for role, number in SEMANTIC_IDS.items()}
 
 # Lengths of the navigation mesh, in cells: a voxel's side and height, the agent's radius and
 # height, the highest step that it takes.
-_VOXEL, _VOXEL_HEIGHT = 0.16, 0.06
+_VOXEL, _VOXEL_HEIGHT = 0.125, 0.06
 _AGENT_RADIUS, _AGENT_HEIGHT, _AGENT_CLIMB = 0.1, 0.6, 0.06
 _MIN_REGION = 2  # voxels along a side: a single cell between holes is a place to stand
 

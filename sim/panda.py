@@ -21,7 +21,7 @@ from sim.mesh import mesh_of
 from sim.photo import develop
 from sim.readback import Placed, read_state
 from sim.renderers import Renderer
-from sim.scene import SEMANTIC_IDS, Scene
+from sim.scene import BACKGROUND, Scene
 from sim.states import State
 from sim.textures import SIDE, texture
 
@@ -124,9 +124,9 @@ class PandaRenderer(Renderer):
             sim.readback.ReadbackError: what stands there makes no state.
         """
         self._load(scene)
-        roles = set(SEMANTIC_IDS) - {"ground", "clutter"}
-        nodes = [node for node in self._root.children if node.get_tag("role") in roles]
-        return read_state([_placed(node, self._root) for node in nodes], scene.cell_size)
+        nodes = [node for node in self._root.children if node.get_tag("role") not in BACKGROUND]
+        things = [_placed(node, self._root) for node in nodes]
+        return read_state(things, scene.cell_size, scene.state.family)
 
     def _load(self, scene: Scene) -> None:
         """Build the scene graph of a scene unless it is there."""

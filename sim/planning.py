@@ -1,37 +1,21 @@
-"""The rules: what an action does, what a plan achieves, and which plan is shortest.
+"""What a plan achieves, and which plan is shortest, by a family's own rules.
 
-There is one transition function, `step`; `simulate` and `solve` both use it, so they cannot
-disagree about a rule.
+A family has one transition function, `sim.family.Family.step`; `simulate` and `solve` both use it,
+so they cannot disagree about a rule.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Union
+from typing import Protocol, Union
 
-from sim.actions import FAMILY_ACTIONS, MOVES, Action, Plan
-from sim.states import (
-    WALL_DOWN,
-    WALL_LEFT,
-    WALL_RIGHT,
-    WALL_UP,
-    Cell,
-    FrozenLake,
-    Maze,
-    MiniBehaviour,
-    State,
-)
-
-_WALL_OF_MOVE = {
-    Action.L: WALL_LEFT,
-    Action.D: WALL_DOWN,
-    Action.R: WALL_RIGHT,
-    Action.U: WALL_UP,
-}
+from sim.actions import MOVES, Action, Plan
+from sim.family import find_family
+from sim.states import Cell, State
 
 
 class Failure(StrEnum):
@@ -48,6 +32,18 @@ class Failure(StrEnum):
     NOT_CARRYING = "not_carrying"
     NOT_IN_FAMILY = "not_in_family"
     INCOMPLETE = "incomplete"
+
+
+class AnyPose(Hashable, Protocol):
+    """What changes while a plan runs. Two that are equal must have the same future."""
+
+    @property
+    def cell(self) -> Cell:
+        """Where the robot is."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the task is achieved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,77 +65,46 @@ class Outcome:
         steps: actions carried out; an illegal action and what follows success are not.
         path: the robot's cell before the first action and after each one carried out
             (`steps + 1` cells; PICK and DROP repeat the cell).
-        failure: None on success, else the first thing that went wrong.
+        failure: None on success, else the first thing that went wrong: a member of `Failure`, or
+            of the `StrEnum` in which a family has its own.
     """
 
     success: bool
     optimal: bool
     steps: int
     path: tuple[Cell, ...]
-    failure: Failure | None
+    failure: StrEnum | None
 
 
-def initial_pose(state: State) -> Pose:
-    """Return where a plan begins."""
-    return Pose(state.agent if isinstance(state, MiniBehaviour) else state.start)
+def moved(cell: Cell, action: StrEnum, size: int) -> Union[Cell, Failure]:
+    """Return the cell that a move leads to on a grid of side `size`, or `Failure.OFF_GRID`."""
+    # A family may spell its moves in a `StrEnum` of its own.
+    dr, dc = MOVES.get(action) or MOVES[Action(action)]
+    row, column = cell[0] + dr, cell[1] + dc
+    return (row, column) if 0 <= row < size and 0 <= column < size else Failure.OFF_GRID
 
 
-def step(state: State, pose: Pose, action: Action) -> Union[Pose, Failure]:
+def step(state: State, pose: AnyPose, action: StrEnum) -> Union[AnyPose, StrEnum]:
     """Return the pose after `action`, or the failure that makes it illegal."""
-    if action not in FAMILY_ACTIONS[state.family]:
-        return Failure.NOT_IN_FAMILY
-    if action in MOVES:
-        return _move(state, pose, action)
-    assert isinstance(state, MiniBehaviour)
-    if action is Action.PICK:
-        if pose.carrying:
-            return Failure.ALREADY_CARRYING
-        if pose.cell not in state.beside([state.printer]):
-            return Failure.NOT_BESIDE_PRINTER
-        return Pose(pose.cell, carrying=True)
-    if not pose.carrying:
-        return Failure.NOT_CARRYING
-    if pose.cell not in state.beside(state.table):
-        return Failure.NOT_BESIDE_TABLE
-    return Pose(pose.cell, carrying=False, done=True)
+    family = find_family(state.family)
+    return family.step(state, pose, action) if action in family.actions else Failure.NOT_IN_FAMILY
 
 
-def _move(state: State, pose: Pose, action: Action) -> Union[Pose, Failure]:
-    (row, column), (dr, dc) = pose.cell, MOVES[action]
-    cell = (row + dr, column + dc)
-    if not (0 <= cell[0] < state.size and 0 <= cell[1] < state.size):
-        return Failure.OFF_GRID
-    if isinstance(state, FrozenLake):
-        if cell in state.holes:
-            return Failure.HOLE
-        return Pose(cell, done=cell == state.goal)
-    if isinstance(state, Maze):
-        if not state.is_open(pose.cell, _WALL_OF_MOVE[action]):
-            return Failure.WALL
-        return Pose(cell, done=cell == state.goal)
-    if cell in state.table:
-        return Failure.TABLE
-    if cell == state.printer and not pose.carrying:
-        return Failure.PRINTER
-    return Pose(cell, carrying=pose.carrying)
+def legal_actions(state: State, pose: AnyPose | None = None) -> tuple[StrEnum, ...]:
+    """Return the legal actions at `pose` (default: at the start), in the family's order."""
+    family = find_family(state.family)
+    here = family.begin(state) if pose is None else pose
+    return tuple(a for a in family.actions if not isinstance(family.step(state, here, a), StrEnum))
 
 
-def legal_actions(state: State, pose: Pose | None = None) -> tuple[Action, ...]:
-    """Return the legal actions at `pose` (default: at the start), in the order of `Action`."""
-    here = initial_pose(state) if pose is None else pose
-    return tuple(
-        a for a in FAMILY_ACTIONS[state.family] if not isinstance(step(state, here, a), Failure)
-    )
-
-
-def simulate(state: State, plan: Sequence[Action]) -> Outcome:
+def simulate(state: State, plan: Sequence[StrEnum]) -> Outcome:
     """Execute a plan up to its first success or first illegal action."""
-    pose = initial_pose(state)
+    pose = find_family(state.family).begin(state)
     path = [pose.cell]
-    failure: Failure | None = Failure.INCOMPLETE
+    failure: StrEnum | None = Failure.INCOMPLETE
     for action in plan:
         after = step(state, pose, action)
-        if isinstance(after, Failure):
+        if isinstance(after, StrEnum):
             failure = after
             break
         pose = after
@@ -161,22 +126,23 @@ def solve(state: State) -> Plan | None:
     """Return the optimal plan, or None where there is none.
 
     Breadth-first search. Of all shortest plans it returns the first in the order of the family's
-    actions (L, D, R, U, PICK, DROP), so that one state has one reference plan.
+    actions, so that one state has one reference plan.
     """
-    first = initial_pose(state)
-    came_from: dict[Pose, tuple[Pose, Action] | None] = {first: None}
+    family = find_family(state.family)
+    first = family.begin(state)
+    came_from: dict[AnyPose, tuple[AnyPose, StrEnum] | None] = {first: None}
     queue = deque([first])
     while queue:
         pose = queue.popleft()
         if pose.done:
-            plan: list[Action] = []
+            plan: list[StrEnum] = []
             while (link := came_from[pose]) is not None:
                 pose, action = link
                 plan.append(action)
             return tuple(reversed(plan))
-        for action in FAMILY_ACTIONS[state.family]:
-            after = step(state, pose, action)
-            if not isinstance(after, Failure) and after not in came_from:
+        for action in family.actions:
+            after = family.step(state, pose, action)
+            if not isinstance(after, StrEnum) and after not in came_from:
                 came_from[after] = (pose, action)
                 queue.append(after)
     return None

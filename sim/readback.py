@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sim.family import find_family
 from sim.grid import CELL_SIZE, cell_centre, point_to_cell
 from sim.states import (
     MAX_SIZE,
@@ -19,9 +20,6 @@ from sim.states import (
     WALL_RIGHT,
     WALL_UP,
     Cell,
-    FrozenLake,
-    Maze,
-    MiniBehaviour,
     State,
     state_to_dict,
 )
@@ -39,7 +37,7 @@ class Placed:
     """A thing in a renderer's scene graph.
 
     Attributes:
-        role: a key of `sim.scene.SEMANTIC_IDS`.
+        role: a key of `sim.scene.SEMANTIC_IDS`, or one of a family's own.
         position: of its frame's origin in the world (x, y, z) [m].
         low, high: corners of its axis-aligned bounding box in the world [m].
     """
@@ -50,37 +48,88 @@ class Placed:
     high: tuple[float, float, float]
 
 
-def read_state(things: Iterable[Placed], cell_size: float = CELL_SIZE) -> State:
-    """Return the state that things in the world make up.
+class World:
+    """What stands on a grid, from which a family reads its state.
 
-    Every cell of a grid holds a floor tile or a hole; their extent is the grid. A printer makes it
-    MiniBehaviour, otherwise walls make it a Maze, otherwise it is a FrozenLake.
+    Every cell of a grid holds a floor tile or a hole; their extent is the grid.
+
+    Attributes:
+        size: side of the grid [cells].
 
     Raises:
-        ReadbackError: the grid has gaps, a thing is missing, doubled or off its place, or the
-            result is no valid state.
+        ReadbackError: (methods too) the grid has gaps, a thing is missing, doubled or misplaced.
     """
-    by_role = grouped(things)
-    size = grid_size(by_role.get("floor", []) + by_role.get("hole", []), cell_size)
-    floor = [_cell(thing, size, cell_size) for thing in by_role.get("floor", [])]
-    holes = [_cell(thing, size, cell_size) for thing in by_role.get("hole", [])]
-    if len(floor) + len(holes) != size**2 or len(set(floor + holes)) != size**2:
-        raise ReadbackError(f"a grid of side {size} has cells with no floor and no hole, or both")
-    robot = only_cell("robot", by_role, size, cell_size)
+
+    def __init__(self, things: Iterable[Placed], cell_size: float = CELL_SIZE) -> None:
+        self._by_role, self._cell_size = grouped(things), cell_size
+        self._read = {"floor", "hole"}
+        squares = self._by_role.get("floor", []) + self._by_role.get("hole", [])
+        self.size = grid_size(squares, cell_size)
+        whole = len(squares) == len(self.cells("floor") | self.cells("hole")) == self.size**2
+        if not whole:
+            raise ReadbackError(
+                f"a grid of side {self.size} has cells with no floor and no hole, or both"
+            )
+
+    def cell(self, role: str) -> Cell:
+        """Return the cell of the one thing of a role."""
+        self._read.add(role)
+        return only_cell(role, self._by_role, self.size, self._cell_size)
+
+    def cells(self, role: str) -> frozenset[Cell]:
+        """Return the cells of all things of a role, of which there may be none."""
+        self._read.add(role)
+        things = self._by_role.get(role, [])
+        cells = frozenset(_cell(thing, self.size, self._cell_size) for thing in things)
+        if len(cells) != len(things):
+            raise ReadbackError(f"there is a cell with more than one {role}")
+        return cells
+
+    def table(self) -> frozenset[Cell]:
+        """Return the cells below the one table."""
+        self._read.add("table")
+        return table_cells(self._by_role, self.size, self._cell_size)
+
+    def walls(self) -> tuple[tuple[int, ...], ...]:
+        """Return the wall bits of every cell, as `sim.Maze` has them."""
+        self._read.add("wall")
+        return _walls(self._by_role.get("wall", []), self.size, self._cell_size)
+
+    def unread(self) -> list[str]:
+        """Return the roles of things that were not asked for."""
+        return sorted(set(self._by_role) - self._read)
+
+
+def read_state(
+    things: Iterable[Placed], cell_size: float = CELL_SIZE, family: str | None = None
+) -> State:
+    """Return the state of a family that things in the world make up.
+
+    Without `family` it is one of this package's: a printer makes it MiniBehaviour, otherwise walls
+    make it a Maze, otherwise it is a FrozenLake.
+
+    Raises:
+        ReadbackError: the grid has gaps, a thing is missing, doubled, off its place or none of the
+            family's, or the result is no valid state.
+    """
+    things = list(things)
+    if family is None:
+        roles = {thing.role for thing in things}
+        family = "maze" if "wall" in roles else "frozenlake"
+        family = "minibehaviour" if "printer" in roles else family
+    world = World(things, cell_size)
+    read = find_family(family).read
+    if read is None:
+        raise ReadbackError(f"{family} cannot be read from a world")
     try:
-        if "printer" in by_role:
-            printer = only_cell("printer", by_role, size, cell_size)
-            return MiniBehaviour(size, robot, printer, table_cells(by_role, size, cell_size))
-        goal = only_cell("goal", by_role, size, cell_size)
-        if "wall" in by_role:
-            return Maze(size, robot, goal, _walls(by_role["wall"], size, cell_size))
-        # A hole is where there is no floor to stand on.
-        missing = {(r, c) for r in range(size) for c in range(size)} - set(floor)
-        return FrozenLake(size, robot, goal, frozenset(missing))
+        state = read(world)
     except ReadbackError:
         raise
     except ValueError as error:
         raise ReadbackError(f"what is there is no valid state: {error}") from error
+    if world.unread():
+        raise ReadbackError(f"{family} has no {', '.join(world.unread())}, but it is there")
+    return state
 
 
 def grouped(things: Iterable[Placed]) -> dict[str, list[Placed]]:

@@ -1,4 +1,4 @@
-"""Symbolic states of the three task families: frozen, validated, hashable.
+"""Symbolic states: frozen, validated, hashable. What all have in common, and the three families'.
 
 Cells are `(row, column)`, 0-based, row 0 at the top of the image. A state that exists is
 well-formed; whether it can be solved is `sim.planning.solve`'s business. This module knows nothing
@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Protocol
 
-from sim.actions import check_family
+from sim.family import find_family
 
 Cell = tuple[int, int]
 
@@ -40,6 +40,52 @@ class StateError(ValueError):
     """A state that contradicts itself; the message names the field and what is wrong with it."""
 
 
+class State(Hashable, Protocol):
+    """What a state of any family has.
+
+    It is a frozen dataclass whose fields are whole numbers, texts, cells, and tuples and frozen
+    sets of these. Its `__post_init__` makes its fields, which may come as lists from JSON or from
+    a model, what they must be, and raises StateError; `normalise` does most of that.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    family: ClassVar[str]
+
+    @property
+    def size(self) -> int:
+        """Side of the grid [cells], 2 to `MAX_SIZE`; also the level of the task."""
+
+
+def normalise(state: State, cells: Sequence[str] = (), sets: Sequence[str] = ()) -> None:
+    """Check a new state's `size` and its fields that hold cells, and give these their one form.
+
+    Args:
+        state: that is being made.
+        cells: names of the fields that hold a cell.
+        sets: names of the fields that hold any number of cells.
+
+    Raises:
+        StateError: the size is out of range, or a field holds something else or leaves the grid.
+    """
+    size = state.size
+    if not isinstance(size, int) or isinstance(size, bool) or not 2 <= size <= MAX_SIZE:
+        raise StateError(f"size must be a whole number from 2 to {MAX_SIZE}, not {size!r}")
+    for name in cells:
+        set_field(state, name, _cell(name, getattr(state, name), size))
+    for name in sets:
+        set_field(state, name, _cells(name, getattr(state, name), size))
+
+
+def all_cells(size: int) -> list[Cell]:
+    """Return the cells of a grid, row by row."""
+    return [(row, column) for row in range(size) for column in range(size)]
+
+
+def set_field(state: State, name: str, value: object) -> None:
+    """Give a field of a new state another value, which its class otherwise forbids."""
+    object.__setattr__(state, name, value)
+
+
 @dataclass(frozen=True, slots=True)
 class FrozenLake:
     """Safe grid navigation: reach the goal, never enter a hole or leave the grid."""
@@ -52,10 +98,7 @@ class FrozenLake:
     holes: frozenset[Cell]
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        _set(self, "start", _cell("start", self.start, self.size))
-        _set(self, "goal", _cell("goal", self.goal, self.size))
-        _set(self, "holes", _cells("holes", self.holes, self.size))
+        normalise(self, cells=("start", "goal"), sets=("holes",))
         if self.start == self.goal:
             raise StateError(f"start and goal are the same cell {self.start}")
         for name in ("start", "goal"):
@@ -106,12 +149,10 @@ class Maze:
     walls: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        _set(self, "start", _cell("start", self.start, self.size))
-        _set(self, "goal", _cell("goal", self.goal, self.size))
+        normalise(self, cells=("start", "goal"))
         if self.start == self.goal:
             raise StateError(f"start and goal are the same cell {self.start}")
-        _set(self, "walls", _wall_bits(self.walls, self.size))
+        set_field(self, "walls", _wall_bits(self.walls, self.size))
 
     @classmethod
     def from_wall_bits(cls, rows: Sequence[Sequence[int]], start: Cell, goal: Cell) -> Maze:
@@ -142,10 +183,7 @@ class MiniBehaviour:
     table: frozenset[Cell]
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        _set(self, "agent", _cell("agent", self.agent, self.size))
-        _set(self, "printer", _cell("printer", self.printer, self.size))
-        _set(self, "table", _cells("table", self.table, self.size))
+        normalise(self, cells=("agent", "printer"), sets=("table",))
         rows, columns = ({cell[i] for cell in self.table} for i in (0, 1))
         shape = tuple(max(v) - min(v) + 1 if v else 0 for v in (rows, columns))
         area = TABLE_ROWS * TABLE_COLUMNS
@@ -172,20 +210,12 @@ class MiniBehaviour:
         return frozenset(around - inside - self.table)
 
 
-State = Union[FrozenLake, Maze, MiniBehaviour]
-
-STATE_TYPES: dict[str, type[State]] = {t.family: t for t in (FrozenLake, Maze, MiniBehaviour)}
-
-
 def state_to_dict(state: State) -> dict[str, Any]:
     """Return a JSON-ready dictionary with sorted cells: equal states give equal dictionaries."""
-    data: dict[str, Any] = {"family": state.family, "size": state.size}
-    if isinstance(state, FrozenLake):
-        data |= {"start": state.start, "goal": state.goal, "holes": sorted(state.holes)}
-    elif isinstance(state, Maze):
-        data |= {"start": state.start, "goal": state.goal, "walls": state.walls}
-    else:
-        data |= {"agent": state.agent, "printer": state.printer, "table": sorted(state.table)}
+    data: dict[str, Any] = {"family": state.family}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        data[field.name] = sorted(value) if isinstance(value, frozenset) else value
     return json.loads(json.dumps(data))
 
 
@@ -194,11 +224,11 @@ def state_from_dict(data: Mapping[str, Any]) -> State:
 
     Raises:
         StateError: a field is missing, unknown, or of the wrong shape.
-        UnknownFamilyError: the family is unknown.
+        UnknownFamilyError, FamilyError: there is no such family, or it cannot be loaded.
     """
     if not isinstance(data, Mapping) or not isinstance(data.get("family"), str):
         raise StateError("a state must be an object with a text field 'family'")
-    cls = STATE_TYPES[check_family(data["family"])]
+    cls: Any = find_family(data["family"]).state
     fields = {k: v for k, v in data.items() if k != "family"}
     expected = {f.name for f in dataclasses.fields(cls)}
     if set(fields) != expected:
@@ -212,15 +242,6 @@ def state_digest(state: State) -> str:
     """Return the SHA-256 (hex) of the state's canonical JSON: its identity across machines."""
     text = json.dumps(state_to_dict(state), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _set(state: State, name: str, value: object) -> None:
-    object.__setattr__(state, name, value)  # the one way to normalise a field of a frozen dataclass
-
-
-def _check_size(size: object) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or not 2 <= size <= MAX_SIZE:
-        raise StateError(f"size must be a whole number from 2 to {MAX_SIZE}, not {size!r}")
 
 
 def _cell(name: str, value: object, size: int) -> Cell:

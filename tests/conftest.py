@@ -28,18 +28,24 @@ def trained_backbone(lake_episodes):
     import torch
 
     from mgsd_core import prompts
-    from mgsd_core.coldstart import supervised_loss
+    from mgsd_core.coldstart import Sample, supervised_passes
+    from mgsd_core.config import ComputeConfig
     from mgsd_core.model import NanoConfig, build_nano
+    from mgsd_core.training import PassLoss
 
     sizes = NanoConfig(hidden=96, layers=2, heads=3, kv_heads=1, intermediate=192, vision_layers=2)
     backbone = build_nano(sizes, image_size=128, seed=0)
     prompt = prompts.student_prompt("frozenlake", "brief")
-    samples = [(prompt, prompts.response_text(e.state, e.plan)) for e in lake_episodes]
+    samples = [Sample(prompt, prompts.response_text(e.state, e.plan), "") for e in lake_episodes]
     images = np.stack([e.image for e in lake_episodes])
+    compute = ComputeConfig()
+    passes = supervised_passes(backbone, compute, samples, images)
+    loss_of_pass = PassLoss(backbone.model, compute)
     optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=3e-3)
     backbone.model.train()
     for _ in range(400):
-        loss = supervised_loss(backbone, samples, images)
+        sums = [loss_of_pass(p.batch, p.loss_of)[0] for p in passes]
+        loss = torch.stack(sums).sum() / sum(p.tokens for p in passes)
         if loss.item() < 0.01:
             break
         optimizer.zero_grad()

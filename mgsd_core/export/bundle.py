@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from transformers import Qwen3VLForConditionalGeneration
 
 from mgsd_core import prompts
+from mgsd_core.adapters import has_adapter, merge_adapter
 from mgsd_core.encoding import chat_text, prompt_ids, text_ids
 from mgsd_core.export.graphs import ExportError, decoder_graph, vision_graph
 from mgsd_core.export.reference import greedy_text, logit_difference
@@ -40,8 +42,8 @@ from mgsd_core.runtime.bundle import (
 from mgsd_core.runtime.ort_engine import OrtEngine
 from mgsd_core.runtime.planner import Planner
 from mgsd_core.runtime.preprocess import check_rgb
-from sim import FAMILIES, LEVELS, sample, solve
-from sim.actions import check_family
+from sim import FAMILIES, find_family, sample, solve
+from sim.family import check_family
 
 #: Largest difference of a logit from transformers', relative to the largest logit (at least 1).
 LOGIT_TOLERANCE = 1e-4
@@ -67,12 +69,13 @@ def export_bundle(
     finished bundle, run by the real `Planner`, answers every golden picture as transformers does.
 
     Args:
-        backbone: the model, adapters merged; it is exported in float32.
+        backbone: the model; its adapter, if any, is merged, and it is exported in float32.
         out_dir: directory to write.
         families: families that the bundle plans for.
         goldens: (family, picture uint8 [H, W, 3]) to check the bundle with, now and on the robot;
             families without one get a picture of noise.
-        levels: grid sides by family, which bound the length of responses; default: all.
+        levels: grid sides by family, which bound the length of responses; default: all that each
+            family has.
         name: what people call the model.
         overwrite: replace an existing bundle.
 
@@ -84,7 +87,8 @@ def export_bundle(
     check_free(out_dir, overwrite)
     if not families:
         raise ExportError("a bundle needs at least one family")
-    levels = LEVELS if levels is None else levels
+    if levels is None:
+        levels = {family: find_family(family).levels for family in families}
     for family in families:
         if not levels.get(check_family(family)):
             raise ExportError(f"no levels are given for {family}")
@@ -128,19 +132,22 @@ def _put(temporary: Path, out_dir: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _exportable(backbone: Backbone) -> Iterator[Backbone]:
-    """Give the backbone in float32 and evaluation mode; the caller's stays as it was."""
+    """Give the backbone, its adapter merged, in float32 and evaluation mode.
+
+    The caller's stays as it was.
+    """
     model = backbone.model
     if not isinstance(model, Qwen3VLForConditionalGeneration):
-        raise ExportError(
-            f"only a plain Qwen3-VL can be exported, not {type(model).__name__}; "
-            "merge its adapters first"
-        )
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise ExportError(f"only a Qwen3-VL can be exported, not {type(model).__name__}")
+    adapted = has_adapter(backbone)
+    if adapted or any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
+    if adapted:
+        merge_adapter(replace(backbone, model=model))
     training = model.training
     model.eval()
     try:
-        yield Backbone(model, backbone.tokenizer, backbone.image, backbone.style)
+        yield replace(backbone, model=model)
     finally:
         model.train(training)
 

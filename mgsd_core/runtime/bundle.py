@@ -20,7 +20,8 @@ from typing import Any
 
 from mgsd_core import prompts
 from mgsd_core.runtime.preprocess import ImageSpec
-from sim import FAMILIES
+from sim import FamilyError, UnknownFamilyError
+from sim.family import NAME
 
 SCHEMA_VERSION = 1
 
@@ -171,8 +172,9 @@ def read_bundle(path: str | Path) -> Bundle:
     """Read a bundle whole, every digest checked; what is checked is what is returned.
 
     Raises:
-        BundleError: not a bundle, of another schema version, trained with other prompts, or one
-            of its files (named) is not what the manifest says.
+        BundleError: not a bundle, of another schema version, for a family that is not installed
+            here, trained with other prompts, or one of its files (named) is not what the manifest
+            says.
     """
     path = Path(path)
     if not path.is_dir():
@@ -181,7 +183,16 @@ def read_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}")
     data = _read_plain(path, MANIFEST, _MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data)
-    if manifest.prompts_digest != prompts.prompts_digest(manifest.prompt_style, manifest.families):
+    try:
+        digest = prompts.prompts_digest(manifest.prompt_style, manifest.families)
+    except UnknownFamilyError as error:
+        raise BundleError(
+            f"{path} plans for a family that is not installed here ({error}); install the package "
+            "that it was trained with"
+        ) from None
+    except FamilyError as error:
+        raise BundleError(f"{path}: {error}") from None
+    if manifest.prompts_digest != digest:
         raise BundleError(
             f"{path} was trained with other prompts than this version has; export it again"
         )
@@ -279,8 +290,12 @@ class _Fields:
 
 def _manifest(fields: _Fields) -> Manifest:
     names = fields.value.get("families")
-    if not isinstance(names, list) or not names or any(name not in FAMILIES for name in names):
-        raise fields.fail("families", f"a list of some of: {', '.join(FAMILIES)}")
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
+    ):
+        raise fields.fail("families", "a list of names of families")
     style = fields.text("prompt_style")
     if style not in prompts.PROMPT_STYLES:
         raise fields.fail("prompt_style", f"one of: {', '.join(prompts.PROMPT_STYLES)}")

@@ -9,7 +9,33 @@ def test_the_packaged_configuration_loads():
     config = load_config("nano")
     assert isinstance(config, Config)
     assert config.backbone.path is None
-    assert set(config_dict(config)) == {"backbone", "text", "coldstart", "distill"}
+    sections = {"backbone", "text", "coldstart", "distill", "compute"}
+    assert set(config_dict(config)) == sections
+
+
+@pytest.mark.parametrize("size", ["4", "8"])
+def test_the_recipes_for_qwen_are_the_published_ones(size):
+    config = load_config(f"qwen3vl_{size}b")
+    assert config.backbone.path == f"Qwen/Qwen3-VL-{size}B-Instruct"
+    assert config.text is None
+    assert 65_536 <= config.backbone.image_size**2 <= 262_144
+    first, second = config.coldstart, config.distill
+    assert (first.lora.rank, first.learning_rate, first.epochs, first.batch) == (8, 1e-4, 3, 64)
+    assert (first.schedule, first.warmup, first.replay) == ("cosine", 0.1, 0.0)
+    assert (second.merge, second.learning_rate, second.epochs, second.batch) == (True, 1e-6, 5, 32)
+    assert (second.weight_decay, second.temperature, second.reference) == (0.01, 1.0, True)
+    assert (second.estimator, second.direction) == ("sampled", "reverse")
+    assert (second.clip_low, second.clip_high, second.dual_clip) == (0.2, 0.3, 3.0)
+    assert (second.max_response, config.compute.max_tokens) == (2048, 2048)
+    assert second.slack < 0
+    assert config.compute.precision == "bf16"
+    assert config.compute.gradient_checkpointing
+
+
+def test_a_recipe_can_be_made_lean():
+    config = load_config("qwen3vl_8b", ["distill.merge=false", "backbone.path=weights/mine"])
+    assert not config.distill.merge
+    assert config.backbone.path == "weights/mine"
 
 
 def test_settings_can_be_changed_one_by_one():
@@ -34,6 +60,14 @@ def test_settings_can_be_changed_one_by_one():
         ("distill.steps=-1", "steps must be at least 0"),
         ("distill.estimator=best", "must be one of full, topk, sampled"),
         ("distill.temperature=0", "temperature must be above 0"),
+        ("distill.dual_clip=1", "dual_clip above 1"),
+        ("distill.epochs=2", "steps or epochs, not both"),
+        ("distill.merge=1", "distill.merge must be bool"),
+        ("coldstart.lora.rank=-1", "lora.rank must be at least 0"),
+        ("coldstart.lora.dropout=1.0", r"lora.dropout must be in \[0, 1\)"),
+        ("compute.precision=fp16", "must be one of fp32, bf16"),
+        ("compute.pass_tokens=0", "pass_tokens must be at least 1"),
+        ("backbone.path=somewhere", "section text is for nano"),
         ("coldstart.replay=1.5", "from 0 to 1"),
         ("backbone.prompt_style=full", "must be brief for nano"),
         ("distill.steps", "section.key=value"),
@@ -55,7 +89,7 @@ def test_sampled_is_always_reverse():
     [
         ("text: [", "is not YAML"),
         ("- a", "must hold sections"),
-        ("backbone: {}\ntext: {steps: 1}", "setting text.batch is missing"),
+        ("backbone: {}\ncoldstart: {steps: 1}", "setting coldstart.batch is missing"),
         ("backbone: 3", "backbone must hold keys"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
@@ -68,7 +102,7 @@ def test_bad_files_are_named(tmp_path, text, says):
 
 
 def test_missing_configurations_say_what_exists():
-    with pytest.raises(ConfigError, match="there are nano"):
+    with pytest.raises(ConfigError, match="there are nano, qwen3vl_4b, qwen3vl_8b, or"):
         load_config("giga")
     with pytest.raises(ConfigError, match="no configuration file"):
         load_config("giga.yaml")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +118,22 @@ def test_unknown_names():
 
 def test_digest_follows_the_style():
     assert prompts_digest("brief") != prompts_digest("full")
+
+
+def test_texts_are_what_they_always_were():
+    # Weights were trained on these texts: a change of one would silently be a worse model.
+    assert prompts_digest("brief").startswith("1cbffd4a0c906e19")
+    assert prompts_digest("full").startswith("dff7ad8dfd2e92d5")
+    assert prompts_digest("full", ["maze"]).startswith("27196c76519a3130")
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for level in LEVELS[family]:
+            for seed in range(12):
+                state = sample(family, level, seed)
+                plan = solve(state)
+                texts = [response_text(state, plan), instruction(family, "full")]
+                texts += [word for pair in questions(state) for word in pair]
+                for style in PROMPT_STYLES:
+                    texts += [symbolic_prompt(state, style, p).user for p in (plan, None)]
+                digest.update("\0".join(texts).encode())
+    assert digest.hexdigest() == "5f5008db0a1f75f7a9201a5eae10f0bd3e65955db84137a53cd050790ea8f780"

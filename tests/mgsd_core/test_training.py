@@ -2,29 +2,42 @@ from __future__ import annotations
 
 import json
 import math
-import random
+import resource
+import shutil
+import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mgsd_core.config import StageConfig, load_config
-from mgsd_core.distill import frozen_copy, train_distill
+from mgsd_core.adapters import adapter_off, add_adapter
+from mgsd_core.checkpoints import CheckpointError
+from mgsd_core.coldstart import Sample, supervised_passes
+from mgsd_core.config import ComputeConfig, LoraConfig, StageConfig, load_config
+from mgsd_core.distill import adapter_off_teacher, frozen_copy, frozen_teacher, train_distill
+from mgsd_core.encoding import completion_logits, make_batch, prompt_ids, text_ids
+from mgsd_core.estimators import ESTIMATORS
 from mgsd_core.model import NanoConfig, build_nano, save_backbone
+from mgsd_core.processes import start_processes
+from mgsd_core.prompts import Prompt, response_text, symbolic_prompt
 from mgsd_core.scenes import load_scenes
 from mgsd_core.training import (
     TrainingError,
+    Work,
     directory_digest,
     epoch_indices,
     rate,
     step_generator,
     train,
 )
+from sim import solve
 from sim.dataset import DatasetError, write_dataset
 
+COMPUTE = ComputeConfig()
 TINY = NanoConfig(
     hidden=48, layers=1, heads=2, kv_heads=1, intermediate=64, vision_hidden=32, vision_layers=1
 )
@@ -58,58 +71,75 @@ def _settings(*extra: str) -> list[str]:
     return [word for s in (*TINY_SETTINGS, *extra) for word in ("--set", s)]
 
 
-def _killed_and_resumed(command: list[str], run: Path, seed: int) -> int:
-    """Start a command again and again, killing it at random moments, until it ends by itself."""
-    rng = random.Random(seed)
-    kills = 0
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        # Wait for the first sign of work, so that the kill falls into the training itself.
-        lines = _metric_lines(run)
-        while process.poll() is None and _metric_lines(run) == lines and kills < 3:
-            time.sleep(0.05)
-        if kills < 3:
-            time.sleep(rng.uniform(0.0, 0.4))
-            process.kill()
-        _, errors = process.communicate()
-        if process.returncode == 0:
-            return kills
-        assert process.returncode == -9, errors.decode()
-        kills += 1
+# Runs a command again and again in children of a process that has imported everything already,
+# kills each at a random moment, and the last ends by itself. Says at which steps it struck.
+_KILLER = """
+import glob, json, os, random, signal, sys, time
+import mgsd_core.distill, mgsd_core.coldstart, mgsd_core.commands
+from mgsd_core.cli import main
 
+out, kills, seed, words = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+rng = random.Random(seed)
 
-def _metric_lines(run: Path) -> list[int]:
-    return [f.stat().st_size for f in sorted(run.rglob("checkpoint-*/state.json")) if f.is_file()]
+def lines():
+    return sum(open(f, "rb").read().count(b"\\n") for f in glob.glob(out + "/*/metrics.jsonl"))
+
+struck = []
+while True:
+    child = os.fork()
+    if not child:
+        os._exit(main(words))
+    if len(struck) < kills:
+        seen = lines()
+        begun = time.monotonic()
+        # Count from the first step, so that the kill falls into training or writing.
+        while lines() <= seen and time.monotonic() - begun < 60:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit("the run ended before all kills")
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.25))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        struck.append(lines())
+        continue
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(struck), file=sys.stderr)
+    sys.exit(status)
+"""
 
 
 def _files(run: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*")) if f.is_file()}
+    """All files but TensorBoard's, which hold the time of day."""
+    files = [f for f in sorted(run.rglob("*")) if f.is_file() and "tensorboard" not in f.parts]
+    return {str(f.relative_to(run)): f.read_bytes() for f in files}
 
 
 def test_killed_stages_go_on_to_the_same_files(data, tmp_path):
-    """SIGKILL at random moments of stages 0, 1 and 2; every file equals an undisturbed run's."""
+    """Twenty SIGKILLs at random moments of all stages; every file equals an undisturbed run's."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    steps = ("text.steps=60", "coldstart.steps=60", "distill.steps=24")
+    steps = ("text.steps=60", "coldstart.steps=60", "distill.steps=60")
     for command, extra in (
         ("coldstart", []),
         ("distill", ["--student", "stage1/model", "--teacher", "base/model"]),
     ):
-        kills = {}
         for out in (whole, broken):
             paths = [out / e if "/" in e else e for e in extra]
-            words = _mgsd(command, "--data", data, "--out", out, *_settings(*steps), *paths)
-            if out is whole:
-                subprocess.run(words, check=True, capture_output=True)
-            else:
-                kills[command] = _killed_and_resumed(words, out, seed=len(command))
-        assert kills[command] > 0
+            words = [command, "--data", data, "--out", out, *_settings(*steps), *paths]
+            killer = [sys.executable, "-c", _KILLER, out, 10 if out is broken else 0, 7]
+            done = subprocess.run(
+                [str(w) for w in (*killer, *words)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            if out is broken:
+                struck = json.loads(done.stderr.splitlines()[-1])
+                assert len(struck) == 10
+                assert len(set(struck)) > 3, "the kills did not fall at random"
     one, other = _files(whole), _files(broken)
     assert set(one) == set(other)
     assert [name for name in one if one[name] != other[name]] == []
     assert {"base/model/model.safetensors", "stage1/model/model.safetensors"} < set(one)
-    lines = [json.loads(line) for line in one["stage2/metrics.jsonl"].splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 25))
-    assert {"loss", "success", "state", "length", "entropy", "kl"} <= set(lines[0])
+    lines = _lines(whole / "stage2")
+    assert [line["step"] for line in lines] == list(range(1, 61))
     assert "validation" in lines[3]
 
 
@@ -129,101 +159,289 @@ def _config(**changes):
     return StageConfig(**{"steps": 6, "batch": 1, "learning_rate": 1e-3, **changes})
 
 
-def _quadratic(backbone):
-    weight = backbone.model.lm_head.weight
-
-    def loss_of_step(step):
-        return weight.square().mean(), {}
-
-    return loss_of_step
+@pytest.fixture(scope="module")
+def processes():
+    return start_processes(COMPUTE)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+@pytest.fixture
+def stage(processes, tmp_path):
+    """Trains a tiny model to say "Size 3."; `spoil(step)` changes a step's losses."""
     backbone = build_nano(TINY, 64, seed=0)
+    sample = Sample(Prompt("Read.", "Say it.", has_image=False), "Size 3.", "lake-3-train-7")
 
-    def loss_of_step(step):
-        loss = backbone.model.lm_head.weight.square().mean()
-        return (loss * math.nan if step == 4 else loss), {}
+    def run(config, spoil=lambda step, losses: losses, validate=None, compute=COMPUTE):
+        def work_of_step(step):
+            (only,) = supervised_passes(backbone, compute, [sample])
 
-    with pytest.raises(TrainingError, match="loss of step 4 is nan"):
-        train(backbone, _config(checkpoint_every=2), tmp_path, "test", loss_of_step)
-    assert (tmp_path / "checkpoint-00000004" / "model.safetensors").is_file()
+            def loss_of(logits, places):
+                losses, logged = only.loss_of(logits, places)
+                return spoil(step, losses), logged
+
+            return Work([replace(only, loss_of=loss_of)])
+
+        return train(backbone, config, compute, processes, tmp_path, "test", work_of_step, validate)
+
+    return backbone, run
+
+
+def _head(backbone):
+    return backbone.model.lm_head.weight.detach().clone()
+
+
+def test_a_loss_that_is_not_finite_stops_names_its_scene_and_keeps_the_last_checkpoint(
+    stage, tmp_path
+):
+    backbone, run = stage
+    with pytest.raises(TrainingError, match=r"step 4 is not finite .*lake-3-train-7") as failure:
+        run(_config(checkpoint_every=2), lambda step, x: x * math.nan if step == 4 else x)
+    assert "\n" not in str(failure.value)
+    kept = load_file(tmp_path / "checkpoint-00000004" / "model.safetensors")
+    assert torch.equal(kept["model.language_model.embed_tokens.weight"], _head(backbone))
     assert not (tmp_path / "model").exists()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    backbone = build_nano(TINY, 64, seed=0)
-
-    def stop(step):
-        if step == 4:
+def _kill_at(step):
+    def spoil(now, losses):
+        if now == step:
             raise KeyboardInterrupt
-        return backbone.model.lm_head.weight.square().mean(), {}
+        return losses
 
+    return spoil
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(stage, tmp_path):
+    _, run = stage
     with pytest.raises(KeyboardInterrupt):
-        train(backbone, _config(checkpoint_every=2), tmp_path, "test", stop)
+        run(_config(checkpoint_every=2), _kill_at(4))
     weights = tmp_path / "checkpoint-00000004" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(TrainingError, match="checkpoint-00000004 is damaged"):
-        train(backbone, _config(checkpoint_every=2), tmp_path, "test", _quadratic(backbone))
+    with pytest.raises(CheckpointError, match="checkpoint-00000004 is damaged"):
+        run(_config(checkpoint_every=2))
+    shutil.rmtree(weights.parent)
+    assert (run(_config(checkpoint_every=2)) / "model.safetensors").is_file()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
 
 
-def test_the_best_weights_are_kept_not_the_last(tmp_path):
-    backbone = build_nano(TINY, 64, seed=0)
+def test_the_best_weights_are_kept_not_the_last(stage, tmp_path):
+    backbone, run = stage
     scores = iter([0.2, 0.9, 0.1])
     kept = []
 
     def validate():
-        kept.append(backbone.model.lm_head.weight.detach().clone())
+        kept.append(_head(backbone))
         return next(scores), {}
 
-    train(backbone, _config(validate_every=2), tmp_path, "test", _quadratic(backbone), validate)
-    assert torch.equal(backbone.model.lm_head.weight, kept[1])
-    assert not torch.equal(backbone.model.lm_head.weight, kept[2])
+    run(_config(validate_every=2), validate=validate)
+    assert torch.equal(_head(backbone), kept[1])
+    assert not torch.equal(_head(backbone), kept[2])
+    assert not list(tmp_path.glob("best-*"))
 
 
-def test_a_finished_stage_is_not_trained_again(tmp_path):
-    first = build_nano(TINY, 64, seed=0)
-    path = train(first, _config(), tmp_path, "test", _quadratic(first))
-    second = build_nano(TINY, 64, seed=0)
+def test_the_best_weights_survive_a_kill(stage, tmp_path):
+    """Killed after a better score than the checkpoint's; the score and its weights come again."""
+    backbone, run = stage
+    scores = {1: 0.5, 2: 0.3, 3: 0.9, 4: 0.1, 5: 0.2, 6: 0.0}
+    kept = {}
 
-    def never(step):
-        raise AssertionError("a finished stage was trained again")
+    def validating():
+        done = iter(range(len(kept) + 1, 7))
 
+        def validate():
+            step = next(done)
+            kept[step] = _head(backbone)
+            return scores[step], {}
+
+        return validate
+
+    config = _config(validate_every=1, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, _kill_at(3), validating())  # after the third score; the checkpoint is of step 2
+    assert sorted(p.name for p in tmp_path.glob("best-*")) == [
+        "best-00000001.safetensors",
+        "best-00000003.safetensors",
+    ]
+    kept.pop(3)
+    run(config, validate=validating())
+    assert torch.equal(_head(backbone), kept[3])
+
+
+def test_training_ends_early_when_the_score_stays_behind(stage, tmp_path):
+    _, run = stage
+    scores = iter([0.2, 0.9, 0.8, 0.7, 1.0])
+    run(_config(validate_every=1, patience=2), validate=lambda: (next(scores), {}))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(stage, tmp_path, monkeypatch):
+    """The file system itself refuses: a file may not grow beyond 100 kB here."""
+    _, run = stage
+    with pytest.raises(KeyboardInterrupt):
+        run(_config(checkpoint_every=2), _kill_at(3))
+    before = _files(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(_config(checkpoint_every=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    after = _files(tmp_path)
+    checkpoint = {n: d for n, d in before.items() if n.startswith("checkpoint")}
+    assert checkpoint == {n: d for n, d in after.items() if n.startswith("checkpoint")}
+    assert not list(tmp_path.glob("*.tmp"))
+    run(_config(checkpoint_every=2))
+
+
+def test_tensorboard_has_every_step_once(stage, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, run = stage
+    with pytest.raises(KeyboardInterrupt):
+        run(_config(checkpoint_every=2), _kill_at(5))
+    run(_config(checkpoint_every=2))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert {"gradient_norm", "tokens", "seconds"} <= set(events.Tags()["scalars"])
+
+
+def test_a_finished_stage_is_not_trained_again(stage, tmp_path):
+    backbone, run = stage
+    path = run(_config())
+    expected = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    with torch.no_grad():
+        backbone.model.lm_head.weight.zero_()
     # Killed after its weights were written and before its checkpoints were removed.
     (tmp_path / "checkpoint-00000003").mkdir()
-    assert train(second, _config(), tmp_path, "test", never) == path
+    assert run(_config(), _kill_at(0)) == path
     assert not list(tmp_path.glob("checkpoint-*"))
-    expected = first.model.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in second.model.state_dict().items())
+    assert all(torch.equal(v, expected[k]) for k, v in backbone.model.state_dict().items())
+
+
+def test_checkpointing_activations_and_small_passes_change_nothing(
+    trained_backbone, data, processes, tmp_path
+):
+    """The same steps with other ways to compute them: weights agree to rounding."""
+    ends = []
+    for name, settings in {
+        "one": ["compute.pass_tokens=100000", "compute.logit_mib=1000"],
+        "two": ["compute.pass_tokens=300", "compute.logit_mib=1"],
+        "three": ["compute.gradient_checkpointing=true"],
+    }.items():
+        student = frozen_copy(trained_backbone)
+        config = load_config("nano", ["distill.steps=3", "distill.batch=6", *settings])
+        scenes = load_scenes(data, "train", student.image)
+        teacher = frozen_teacher(frozen_copy(trained_backbone))
+        train_distill(
+            student,
+            teacher,
+            config.distill,
+            config.compute,
+            processes,
+            scenes,
+            tmp_path / name,
+            {},
+        )
+        ends.append(_lines(tmp_path / name))
+    for other in ends[1:]:
+        for one, another in zip(ends[0], other, strict=True):
+            assert another == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+def _lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_distillation_leaves_the_teacher_alone_and_lowers_the_divergence(
-    trained_backbone, data, tmp_path
+    trained_backbone, data, processes, tmp_path
 ):
     """The student starts as a copy that knows its pictures; the teacher is untrained on text."""
-    student, teacher = frozen_copy(trained_backbone), frozen_copy(trained_backbone)
-    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    student, base = frozen_copy(trained_backbone), frozen_copy(trained_backbone)
+    before = {k: v.clone() for k, v in base.model.state_dict().items()}
     scenes = load_scenes(data, "train", student.image)
     config = load_config(
         "nano",
         ["distill.steps=12", "distill.batch=8", "distill.warmup=0", "distill.learning_rate=0.001"],
-    ).distill
-    train_distill(student, teacher, config, scenes, tmp_path, {})
-    assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    )
+    train_distill(
+        student,
+        frozen_teacher(base),
+        config.distill,
+        config.compute,
+        processes,
+        scenes,
+        tmp_path,
+        {},
+    )
+    assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
+    lines = _lines(tmp_path)
     assert sum(x["kl"] for x in lines[-3:]) < sum(x["kl"] for x in lines[:3])
+    assert {"loss", "success", "legal", "state", "length", "entropy", "kl"} <= set(lines[0])
 
 
-def test_student_and_teacher_need_one_tokenizer(trained_backbone, data, tmp_path):
-    teacher = frozen_copy(trained_backbone)
-    teacher.tokenizer = type(teacher.tokenizer)(
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_adapter_switched_off_is_the_base_after_fifty_updates(
+    trained_backbone, data, processes, tmp_path, estimator
+):
+    student = frozen_copy(trained_backbone)
+    add_adapter(student, LoraConfig(rank=4), seed=0)
+    scenes = load_scenes(data, "train", student.image)
+    ids = [prompt_ids(student, symbolic_prompt(s, "brief")) for s in scenes.states[:4]]
+    said = [text_ids(student, response_text(s, solve(s))) for s in scenes.states[:4]]
+    batch = make_batch(student, ids, said)
+    config = load_config(
+        "nano",
+        [
+            *("distill.steps=50", "distill.batch=2", "distill.learning_rate=0.01"),
+            *(f"distill.estimator={estimator}", "distill.warmup=0"),
+        ],
+    )
+    train_distill(
+        student,
+        adapter_off_teacher(student),
+        config.distill,
+        config.compute,
+        processes,
+        scenes,
+        tmp_path,
+        {},
+    )
+    with torch.no_grad():
+        expected = completion_logits(trained_backbone, batch).log_softmax(-1)
+        changed = completion_logits(student, batch).log_softmax(-1)
+        with adapter_off(student):
+            found = completion_logits(student, batch).log_softmax(-1)
+    assert (found - expected).abs().max() < 1e-6
+    assert (changed - expected).abs().max() > 1e-2
+    # Training goes on where the teacher was asked in between.
+    assert {n.split(".")[-3] for n, p in student.model.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
+
+
+def test_student_and_teacher_need_one_tokenizer(trained_backbone, data, processes, tmp_path):
+    base = frozen_copy(trained_backbone)
+    base.tokenizer = type(base.tokenizer)(
         tokenizer_object=trained_backbone.tokenizer.backend_tokenizer
     )
-    teacher.tokenizer.add_tokens(["another"])
+    base.tokenizer.add_tokens(["another"])
     scenes = load_scenes(data, "train", trained_backbone.image)
-    config = load_config("nano").distill
+    config = load_config("nano")
     with pytest.raises(ValueError, match="different tokenizers"):
-        train_distill(trained_backbone, teacher, config, scenes, tmp_path, {})
+        train_distill(
+            frozen_copy(trained_backbone),
+            frozen_teacher(base),
+            config.distill,
+            config.compute,
+            processes,
+            scenes,
+            tmp_path,
+            {},
+        )
 
 
 def test_an_empty_split_is_named(data, trained_backbone):

@@ -4,11 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import FAMILIES, Action, PlanSyntaxError, UnknownFamilyError, format_plan, parse_plan
-from sim.actions import FAMILY_ACTIONS
+from sim import (
+    FAMILIES,
+    Action,
+    PlanSyntaxError,
+    UnknownFamilyError,
+    find_family,
+    format_plan,
+    parse_plan,
+)
 
 plans = st.sampled_from(FAMILIES).flatmap(
-    lambda f: st.tuples(st.just(f), st.lists(st.sampled_from(FAMILY_ACTIONS[f])).map(tuple))
+    lambda f: st.tuples(st.just(f), st.lists(st.sampled_from(find_family(f).actions)).map(tuple))
 )
 
 
@@ -33,7 +40,7 @@ def test_any_text_gives_a_plan_or_a_syntax_error(text, family):
             plan = parse_plan(candidate, family)
         except PlanSyntaxError:
             continue
-        assert all(a in FAMILY_ACTIONS[family] for a in plan)
+        assert all(a in find_family(family).actions for a in plan)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from sim import (
     FrozenLake,
     Maze,
     MiniBehaviour,
+    find_family,
     legal_actions,
     parse_plan,
     sample,
     simulate,
     solve,
 )
-from sim.actions import FAMILY_ACTIONS
 
 tasks = st.sampled_from([(f, level) for f in FAMILIES for level in LEVELS[f]])
 seeds = st.integers(0, 2**62)
@@ -44,7 +44,7 @@ def test_the_plan_is_the_first_of_the_shortest_by_brute_force(family, seed):
     """Try all plans in order of length, then of the family's actions, up to 5 actions."""
     state = sample(family, LEVELS[family][0], seed)
     for length in range(6):
-        for plan in itertools.product(FAMILY_ACTIONS[family], repeat=length):
+        for plan in itertools.product(find_family(family).actions, repeat=length):
             if simulate(state, plan).success:
                 assert plan == solve(state)
                 return
