@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="picture side [px]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each [count]")
-    parser.add_argument("--steps", type=int, default=150, help="training before [steps]")
+    parser.add_argument("--steps", type=int, default=80, help="training before [steps]")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     states = [sample(FAMILIES[i % len(FAMILIES)], 3, seed=i) for i in range(args.batch)]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mgsd_core.processes import agree, like, whole
+from mgsd_core.updates import Updates
 
 #: Older ones are removed.
 _KEPT = 2
@@ -46,8 +47,7 @@ def save_checkpoint(
     processes: Accelerator,
     out: Path,
     step: int,
-    parameters: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    updates: Updates,
     best: Best | None,
 ) -> None:
     """Write everything that a run needs to go on after `step` steps.
@@ -55,12 +55,8 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written; the checkpoints before it are intact.
     """
-    weights = {name: whole(parameter) for name, parameter in parameters.items()}
-    moments = {
-        f"{name}.{key}": whole(value)
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+    weights = {name: whole(parameter) for name, parameter in updates.parameters.items()}
+    moments = updates.moments()
 
     def write() -> None:
         with _directory(out / f"checkpoint-{step:08d}") as temporary:
@@ -99,12 +95,7 @@ def load_best(out: Path, best: Best, parameters: Mapping[str, torch.nn.Parameter
     _fill(parameters, load_file(out / best.file_name))
 
 
-def load_checkpoint(
-    processes: Accelerator,
-    out: Path,
-    parameters: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> tuple[int, Best | None]:
+def load_checkpoint(processes: Accelerator, out: Path, updates: Updates) -> tuple[int, Best | None]:
     """Load the newest checkpoint, if any; return the steps done and the best weights so far.
 
     Raises:
@@ -124,15 +115,8 @@ def load_checkpoint(
         moments = load_file(newest / "optimizer.safetensors")
         if best is not None and not (out / best.file_name).is_file():
             raise FileNotFoundError(f"{best.file_name} is missing")
-        _fill(parameters, weights)
-        for name, parameter in parameters.items():
-            if f"{name}.step" in moments:
-                optimizer.state[parameter] = {
-                    # AdamW's step is a number; the moments are split as the parameter is.
-                    key: value if value.ndim == 0 else like(value, parameter)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    for value in (moments[f"{name}.{key}"],)
-                }
+        _fill(updates.parameters, weights)
+        updates.restore(moments)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {newest} is damaged ({error}); remove it to go on from the one before"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sim.files import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from accelerate import Accelerator
 
@@ -87,9 +87,19 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change one setting; may be given again",
     )
-    parser.add_argument("--data", type=Path, required=True, help="what `mgsd generate` wrote")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="what `mgsd generate` wrote, or a folder of pictures with states",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="directory of the run; the same command resumes it"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what memory the run takes, by part, and whether it is there; load nothing",
     )
 
 
@@ -103,6 +113,9 @@ def _coldstart(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.set)
     processes = start_processes(config.compute)
+    _check_memory(config, processes, ["text", "coldstart"], show=args.dry_run)
+    if args.dry_run:
+        return 0
     settings = config.backbone
     lora = config.coldstart.lora
     if config.text is not None:
@@ -158,6 +171,10 @@ def _distill(args: argparse.Namespace) -> int:
     from mgsd_core.training import directory_digest
 
     config = load_config(args.config, args.set)
+    processes = start_processes(config.compute)
+    _check_memory(config, processes, ["distill"], show=args.dry_run)
+    if args.dry_run:
+        return 0
     base = base_of(args.student)
     if base is None and args.teacher is None:
         raise AdapterError(
@@ -167,7 +184,6 @@ def _distill(args: argparse.Namespace) -> int:
         raise AdapterError(
             f"the adapter in {args.student} stands on {base}: {args.teacher} cannot be its teacher"
         )
-    processes = start_processes(config.compute)
     keep = base is not None and not config.distill.merge
     settings = config.backbone
     form = (settings.image_size, settings.prompt_style)
@@ -204,6 +220,39 @@ def _distill(args: argparse.Namespace) -> int:
     if processes.is_main_process:
         print(json.dumps({"model": str(final), "processes": processes.num_processes}))
     return 0
+
+
+def _check_memory(
+    config: Config, processes: Accelerator, stages: Sequence[str], show: bool
+) -> None:
+    """Refuse stages that cannot fit into the memory here, before anything is loaded.
+
+    nano fits everywhere: it is looked at where somebody asks only.
+    """
+    from mgsd_core.estimate import (
+        available_memory,
+        check_fits,
+        estimate,
+        estimate_dict,
+        format_estimate,
+    )
+    from mgsd_core.model import build_nano, outline_backbone
+    from mgsd_core.processes import wants_shards
+
+    settings = config.backbone
+    if settings.path is not None:
+        outline = outline_backbone(settings.path, settings.image_size, settings.prompt_style)
+    elif show:
+        outline = build_nano(settings.nano, settings.image_size, settings.seed)
+    else:
+        return
+    wanted = estimate(
+        config, outline, None, processes.num_processes, wants_shards(processes), stages
+    )
+    if show and processes.is_main_process:
+        print(format_estimate(wanted), file=sys.stderr)
+        print(json.dumps(estimate_dict(wanted)))
+    check_fits(wanted, *available_memory(processes.device))
 
 
 def _dtype(config: Config, trained: bool) -> Any:

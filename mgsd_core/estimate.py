@@ -29,7 +29,7 @@ from mgsd_core.config import ComputeConfig, Config, LoraConfig, StageConfig
 from mgsd_core.distill import Teacher, distill_loss, frozen_teacher
 from mgsd_core.encoding import length_buckets, prompt_ids, text_ids
 from mgsd_core.model import Backbone
-from mgsd_core.training import mixed
+from mgsd_core.training import activation_checkpointing, mixed
 from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
 from sim import LEVELS, sample_split, solve
 
@@ -367,7 +367,7 @@ def _student(outline: Backbone, compute: ComputeConfig, lora: LoraConfig | None)
             add_adapter(student, lora, 0)
     _on_cpu(student.model, compute)
     if compute.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        activation_checkpointing(student.model, True)
     return student
 
 
@@ -536,7 +536,7 @@ def _rollout(
     model.eval()
     alive = _Alive()
     with alive, mixed(compute, torch.device("cpu")):
-        rows = max(1, min(batch, rollout._READ_TOKENS // prompt))
+        rows = max(1, min(batch, rollout.READ_TOKENS // prompt))
         _hidden(student, rows, prompt, True, DynamicCache(config=config))
     cache = column * (prompt + said)
     # Logits, their copy in float32, their softmax and its sum, for each response.

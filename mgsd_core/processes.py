@@ -49,9 +49,18 @@ def together(processes: Accelerator, items: Sequence[T]) -> list[T]:
 
 def wants_shards(processes: Accelerator) -> bool:
     """Return whether parameters are to be split over the processes: launched with FSDP."""
-    if processes.distributed_type == DistributedType.MULTI_CPU:  # where accelerate offers no FSDP
-        return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    return bool(processes.distributed_type == DistributedType.FSDP)
+    return _launched_with(processes, DistributedType.FSDP, "ACCELERATE_USE_FSDP")
+
+
+def wants_deepspeed(processes: Accelerator) -> bool:
+    """Return whether DeepSpeed is to update the parameters: launched with it."""
+    return _launched_with(processes, DistributedType.DEEPSPEED, "ACCELERATE_USE_DEEPSPEED")
+
+
+def _launched_with(processes: Accelerator, kind: DistributedType, switch: str) -> bool:
+    if processes.distributed_type == DistributedType.MULTI_CPU:  # where accelerate has neither
+        return os.environ.get(switch, "").lower() == "true"
+    return bool(processes.distributed_type == kind)
 
 
 def shard(

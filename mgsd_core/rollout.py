@@ -27,7 +27,7 @@ from mgsd_core.prompts import STOP_TEXT
 _STOP_WINDOW = len(STOP_TEXT)
 
 # Most prompt tokens, padding included, that are read in one pass.
-_READ_TOKENS = 16_384
+READ_TOKENS = 16_384
 
 # Tokens of a response that the cache has room for at first; most responses end early.
 _FIRST_ROOM = 64
@@ -40,7 +40,7 @@ class RolloutError(ValueError):
     """A model that cannot go on writing; the message says why."""
 
 
-@torch.no_grad()
+@torch.no_grad()  # and no inference mode: there autocast would convert all weights at every step
 def generate(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
@@ -79,9 +79,6 @@ def generate(
         return responses
     hidden, rows = _read(backbone, prompts, images, max_new_tokens)
     _write(backbone, hidden, rows, responses, max_new_tokens, temperature, uniforms)
-    # Autocast keeps the weights that it converted. These have no gradient, and a pass that the
-    # caller trains on must not get them.
-    torch.clear_autocast_cache()
     return responses
 
 
@@ -204,7 +201,7 @@ def _read(
     capacity = _aligned(width + min(max_new_tokens, _FIRST_ROOM))
     shows = np.array([backbone.image_token in p for p in prompts])
     picture = shows.cumsum() - 1
-    groups = length_buckets(lengths, most=_READ_TOKENS)
+    groups = length_buckets(lengths, most=READ_TOKENS)
     order = [i for group in groups for i in group]
     hidden, positions = [], []
     keys: list[torch.Tensor] = []
@@ -265,9 +262,6 @@ def _attention_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-# In this mode a call costs less than without gradients alone (a step of nano 6 to 10 %). Reading
-# stays out of it: what wraps a model may keep tensors of a pass.
-@torch.inference_mode()
 def _write(
     backbone: Backbone,
     hidden: torch.Tensor,

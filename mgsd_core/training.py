@@ -38,15 +38,8 @@ from mgsd_core.config import ComputeConfig, StageConfig, TextConfig, config_dict
 from mgsd_core.encoding import Batch, completion_hidden
 from mgsd_core.metrics import Metrics
 from mgsd_core.model import Backbone, save_backbone
-from mgsd_core.processes import (
-    shard,
-    sum_gradients,
-    sums,
-    together,
-    wants_shards,
-    whole,
-    whole_weights,
-)
+from mgsd_core.processes import sums, together, whole, whole_weights
+from mgsd_core.updates import Updates, start_updates
 from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
 from sim.files import write_file
 
@@ -174,18 +167,17 @@ def train(
         )
     model.to(processes.device)
     if compute.gradient_checkpointing:
-        _activation_checkpointing(model, "enable", {"use_reentrant": False})
-    module: torch.nn.Module = PassLoss(model, compute)
-    # Only nano has stage 0, and the same model goes on to stage 1: it can be split once.
-    sharded = wants_shards(processes) and not isinstance(config, TextConfig)
-    if sharded:
-        layers = (*model.model.language_model.layers, *model.model.visual.blocks)
-        shard(processes, module, layers, compute)
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        activation_checkpointing(model, True)
+    updates = start_updates(
+        processes,
+        PassLoss(model, compute),
+        [*model.model.language_model.layers, *model.model.visual.blocks],
+        config,
+        compute,
+        # Only nano has stage 0, and the same model goes on to stage 1.
+        split=not isinstance(config, TextConfig),
     )
-    first, best = load_checkpoint(processes, out, parameters, optimizer)
+    first, best = load_checkpoint(processes, out, updates)
     metrics = Metrics(out, first) if processes.is_main_process else None
     with (
         tqdm(
@@ -200,35 +192,29 @@ def train(
     ):
         for step in range(first, config.steps):
             began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate(config, step)
             model.eval()
-            with whole_weights(module):
+            with whole_weights(updates.module):
                 work = work_of_step(step)
             model.train()
             what = f"{name}: the loss of step {step}"
-            logged = _add_gradients(module, work, processes, sharded, what)
-            sum_gradients(processes, parameters.values())
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-            logged["gradient_norm"] = float(whole(norm))
-            if not math.isfinite(logged["gradient_norm"]):
-                raise TrainingError(
-                    f"{name}: the gradient of step {step} is {logged['gradient_norm']} "
-                    f"({_scenes(together(processes, [n for p in work.passes for n in p.scenes]))})"
-                    f"; {_INTACT}"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            logged = _add_gradients(updates, work, processes, what)
+            if (norm := updates.gradient_norm()) is not None:
+                logged["gradient_norm"] = norm
+                if not math.isfinite(norm):
+                    names = together(processes, [n for p in work.passes for n in p.scenes])
+                    where = f"{name}: the gradient of step {step}"
+                    raise TrainingError(f"{where} is {norm} ({_scenes(names)}); {_INTACT}")
+            updates.step(config.learning_rate * rate(config, step))
             done = step + 1
             last = done == config.steps
             if validate and config.validate_every and (done % config.validate_every == 0 or last):
                 model.eval()
-                with whole_weights(module):
+                with whole_weights(updates.module):
                     score, scores = validate()
                 logged |= {"validation": score, **scores}
                 if best is None or score >= best.score:
                     best = Best(score, done)
-                    save_best(processes, out, best, parameters)
+                    save_best(processes, out, best, updates.parameters)
                 elif (
                     config.patience and done - best.step >= config.patience * config.validate_every
                 ):
@@ -240,21 +226,23 @@ def train(
             if last:
                 break
             if done % config.checkpoint_every == 0:
-                save_checkpoint(processes, out, done, parameters, optimizer, best)
+                save_checkpoint(processes, out, done, updates, best)
     model.eval()
     if compute.gradient_checkpointing:
-        _activation_checkpointing(model, "disable")
+        activation_checkpointing(model, False)
     if best is not None:
-        load_best(out, best, parameters)
-    weights = {n: whole(p) for n, p in model.state_dict().items()} if sharded else None
+        load_best(out, best, updates.parameters)
+    weights = {n: whole(p) for n, p in model.state_dict().items()} if updates.in_step else None
     write_directory(processes, final, lambda path: save_backbone(backbone, path, weights))
     if processes.is_main_process:
         remove_checkpoints(out)
     return final
 
 
-def _activation_checkpointing(model: torch.nn.Module, action: str, *arguments: Any) -> None:
-    # transformers renamed it: `gradient_…` before 5.20 or so, warned about after.
+def activation_checkpointing(model: torch.nn.Module, wanted: bool) -> None:
+    """Keep one activation a layer and compute the others again when they are needed, or not."""
+    action, arguments = ("enable", ({"use_reentrant": False},)) if wanted else ("disable", ())
+    # transformers 5.20 or so renamed it and warns of the old name.
     for name in (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}"):
         if hasattr(model, name):
             getattr(model, name)(*arguments)
@@ -262,22 +250,20 @@ def _activation_checkpointing(model: torch.nn.Module, action: str, *arguments: A
 
 
 def _add_gradients(
-    module: torch.nn.Module, work: Work, processes: Accelerator, sharded: bool, what: str
+    updates: Updates, work: Work, processes: Accelerator, what: str
 ) -> dict[str, float]:
     """Add a step's gradient to the parameters and return the means of what is logged."""
     groups = list(work.shares)
     counts = [float(sum(p.tokens for p in work.passes if p.group == g)) for g in groups]
     tokens = dict(zip(groups, sums(processes, counts), strict=True))
     passes = list(work.passes)
-    if sharded:
+    if updates.in_step:
         passes = _in_step(processes, groups, passes)
     found: list[tuple[Pass, torch.Tensor, dict[str, torch.Tensor]]] = []
-    for part in passes:
-        total, extra = module(part.batch.to(processes.device), part.loss_of)
-        scale = work.shares[part.group] / tokens[part.group]
-        if sharded:
-            scale *= processes.num_processes  # which FSDP divides by
-        (total * (scale if part.tokens else 0.0)).backward()
+    for i, part in enumerate(passes):
+        total, extra = updates.module(part.batch.to(processes.device), part.loss_of)
+        share = work.shares[part.group] / tokens[part.group] if part.tokens else 0.0
+        updates.backward(total * share, last=i == len(passes) - 1)
         if part.tokens:
             found.append((part, total.detach(), extra))
     bad = [n for part, total, _ in found if not torch.isfinite(total) for n in part.scenes]

@@ -51,10 +51,11 @@ class _ChunkedLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if 0 in wanted else None
         weight_grad = torch.zeros_like(weight) if 1 in wanted else None
+        # Converted once, here: autocast would keep another copy of the head for every chunk.
+        head = weight.detach().to(_product_dtype(weight)).requires_grad_(1 in wanted)
         for begin in range(0, len(hidden), chunk):
             places = slice(begin, min(begin + chunk, len(hidden)))
-            part = hidden[places].detach().requires_grad_(0 in wanted)
-            head = weight.detach().requires_grad_(1 in wanted)
+            part = hidden[places].detach().to(head.dtype).requires_grad_(0 in wanted)
             with torch.enable_grad():
                 losses, logged = loss_of(linear(part, head).float(), places)
                 loss = losses.sum()
@@ -73,3 +74,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         return (*(None if g is None else g * grads[0] for g in ctx.saved_tensors), None, None, None)
+
+
+def _product_dtype(weight: torch.Tensor) -> torch.dtype:
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

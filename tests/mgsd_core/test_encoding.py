@@ -123,8 +123,8 @@ def test_rollouts_stop_at_the_answer_and_never_hold_placeholders(trained_backbon
     images = np.stack([e.image for e in lake_episodes])
     drawn = {}
     for seed in (0, 0, 1):
-        generator = torch.Generator().manual_seed(seed)
-        responses = generate(backbone, [ids] * len(images), images, 60, 4.0, generator)
+        uniforms = torch.rand(len(images), 60, generator=torch.Generator().manual_seed(seed))
+        responses = generate(backbone, [ids] * len(images), images, 60, 4.0, uniforms)
         assert all(drawn.setdefault(seed, responses)[i] == r for i, r in enumerate(responses))
         banned = set(backbone.suppressed_tokens())
         stop = text_ids(backbone, prompts.STOP_TEXT)[0]

@@ -96,11 +96,11 @@ def recipes(models):
 RECIPE = """\
 backbone: {{path: {weights}, image_size: 256, prompt_style: full}}
 coldstart:
-  {{steps: 3, batch: 24, learning_rate: 1.0e-4, by_length: false, lora: {{rank: {rank}}}}}
+  {{steps: 2, batch: 16, learning_rate: 1.0e-4, by_length: false, lora: {{rank: {rank}}}}}
 distill:
-  {{steps: 2, batch: 8, learning_rate: 1.0e-5, estimator: {estimator}, max_response: 24, slack: -1,
+  {{steps: 2, batch: 8, learning_rate: 1.0e-5, estimator: {estimator}, max_response: 16, slack: -1,
     merge: {merge}}}
-compute: {{gradient_checkpointing: {checkpointing}, pass_tokens: 1024, logit_mib: 4}}
+compute: {{gradient_checkpointing: {checkpointing}, pass_tokens: 768, logit_mib: 4}}
 """
 
 
@@ -141,8 +141,8 @@ def peak(*arguments: object) -> int:
 
 @pytest.mark.parametrize(
     ("rank", "merge", "estimator", "checkpointing"),
-    [(0, True, "sampled", False), (8, False, "full", False), (8, True, "full", True)],
-    ids=["full", "adapter", "merged"],
+    [(0, True, "sampled", False), (8, False, "full", True)],
+    ids=["full", "adapter"],
 )
 def test_the_estimate_is_what_training_takes(
     weights, data, tmp_path, rank, merge, estimator, checkpointing
