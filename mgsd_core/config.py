@@ -89,8 +89,8 @@ class ComputeConfig:
 
     precision: str = "fp32"
     gradient_checkpointing: bool = False
-    pass_tokens: int = 4096
-    logit_mib: int = 64
+    pass_tokens: int = 2048
+    logit_mib: int = 24
     max_tokens: int = 2048
 
     def __post_init__(self) -> None:
