@@ -19,9 +19,11 @@ from sim import LEVELS, FrozenLake, MiniBehaviour, State, sample
 from sim import habitat as module
 from sim.camera import Camera, CameraError
 from sim.dataset import load_episodes, write_dataset
+from sim.episodes import style_seed
 from sim.habitat import HabitatError, HabitatRenderer, read_state
 from sim.panda import PandaRenderer
 from sim.readback import ReadbackError, check_state
+from sim.sampling import sample_split
 from sim.scene import FOREGROUND, SEMANTIC_IDS, Scene, build_scene, grid_of
 from sim.style import STYLES
 
@@ -186,6 +188,12 @@ def test_a_data_set_has_the_same_bytes_with_one_worker_two_and_in_parts(tmp_path
     written("parts", part=(1, 2))
     assert written("parts", part=(0, 2)) == one
     assert {e.renderer for e in load_episodes(tmp_path / "one", "train")} == {"habitat"}
+
+
+def test_a_cell_that_coarser_voxels_lose_is_found(habitat: HabitatRenderer) -> None:
+    state = sample_split("frozenlake", 5, "train", 1336)
+    style = style_seed("frozenlake", 5, "train", 1336)
+    assert habitat.read_state(build_scene(state, style, 64, 64)) == state
 
 
 def test_picture_sizes_change_without_a_trace(habitat: HabitatRenderer) -> None:
