@@ -227,9 +227,10 @@ def check_length(
     """Raise TrainingError where a sequence of so many tokens is longer than is allowed."""
     if length > compute.max_tokens:
         picture = f", {backbone.image.tokens} of them the picture's" if has_image else ""
+        smaller = " or make backbone.image_size smaller" if has_image else ""
         raise TrainingError(
             f"scene {scene} takes {length} tokens{picture}, above compute.max_tokens = "
-            f"{compute.max_tokens}; raise it or make backbone.image_size smaller"
+            f"{compute.max_tokens}; raise it{smaller}"
         )
 
 

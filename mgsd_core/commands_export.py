@@ -18,7 +18,12 @@ def register_export(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="weights directory, adapters merged")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        help="weights directory; an adapter is merged",
+    )
     add("--out", type=Path, required=True, help="directory of the bundle")
     add(
         "--data",

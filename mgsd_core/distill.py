@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -218,13 +217,6 @@ def token_losses(
     old = student.detach().gather(-1, tokens[:, None])[:, 0]
     clips = (config.clip_low, config.clip_high, config.dual_clip)
     return sampled_loss(student, teacher, old, tokens, *clips)
-
-
-def frozen_copy(backbone: Backbone) -> Backbone:
-    """Return the same backbone with weights of its own."""
-    return Backbone(
-        copy.deepcopy(backbone.model), backbone.tokenizer, backbone.image, backbone.style
-    )
 
 
 class _Texts:

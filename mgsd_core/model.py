@@ -311,7 +311,9 @@ def _one_line(path: str | Path) -> Iterator[None]:
 
 
 def _check_path(path: str | Path) -> None:
-    if isinstance(path, Path) and not path.is_dir():
+    # A name on the hub is one word or two around a slash.
+    named = isinstance(path, str) and path.count("/") < 2 and not path.startswith(("/", ".", "~"))
+    if not named and not Path(path).is_dir():
         # Else transformers would take a mistyped path for a name and ask its hub for it.
         raise BackboneError(f"{path}: no such directory of weights")
     file = Path(path) / "config.json"

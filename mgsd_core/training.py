@@ -376,6 +376,9 @@ def _check_same_run(out: Path, wanted: dict[str, Any]) -> None:
     if file.is_file():
         if file.read_text() == text:
             return
+        if not (out / "model").is_dir() and not any(out.glob("checkpoint-*")):
+            write_file(file, text)  # nothing is lost
+            return
         try:
             was = json.loads(file.read_text())
         except ValueError:

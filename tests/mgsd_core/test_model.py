@@ -107,3 +107,9 @@ def test_what_cannot_be_loaded_is_said_in_one_line(name, says, tmp_path):
     with pytest.raises(BackboneError, match=says) as caught:
         load_backbone(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/not/there", "./there", "../there", "runs/base/model"])
+def test_a_mistyped_path_is_not_asked_for_on_the_hub(path):
+    with pytest.raises(BackboneError, match="no such directory of weights"):
+        load_backbone(path, 64)

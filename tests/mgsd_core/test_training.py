@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import resource
@@ -18,10 +19,10 @@ from mgsd_core.adapters import adapter_off, add_adapter
 from mgsd_core.checkpoints import CheckpointError
 from mgsd_core.coldstart import Sample, supervised_passes
 from mgsd_core.config import ComputeConfig, LoraConfig, StageConfig, load_config
-from mgsd_core.distill import adapter_off_teacher, frozen_copy, frozen_teacher, train_distill
+from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
 from mgsd_core.encoding import completion_logits, make_batch, prompt_ids, text_ids
 from mgsd_core.estimators import ESTIMATORS
-from mgsd_core.model import NanoConfig, build_nano, save_backbone
+from mgsd_core.model import Backbone, NanoConfig, build_nano, save_backbone
 from mgsd_core.processes import start_processes
 from mgsd_core.prompts import Prompt, response_text, symbolic_prompt
 from mgsd_core.scenes import load_scenes
@@ -61,6 +62,11 @@ def data(tmp_path_factory):
     for split, count in (("train", 12), ("validation", 4)):
         write_dataset(path, [("frozenlake", 3)], split, seed=0, count=count, size=64)
     return path
+
+
+def frozen_copy(backbone: Backbone) -> Backbone:
+    """The same backbone with weights of its own."""
+    return replace(backbone, model=copy.deepcopy(backbone.model))
 
 
 def _mgsd(*arguments: object) -> list[str]:
@@ -221,6 +227,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(stage, tmp_pat
     shutil.rmtree(weights.parent)
     assert (run(_config(checkpoint_every=2)) / "model.safetensors").is_file()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_settings_may_change_as_long_as_nothing_is_lost(stage, tmp_path):
+    _, run = stage
+    with pytest.raises(KeyboardInterrupt):
+        run(_config(checkpoint_every=2), _kill_at(1))
+    with pytest.raises(KeyboardInterrupt):
+        run(_config(checkpoint_every=2, seed=1), _kill_at(3))
+    with pytest.raises(TrainingError, match=r"config\.seed was 1, is 2"):
+        run(_config(checkpoint_every=2, seed=2))
+    assert (run(_config(checkpoint_every=2, seed=1)) / "model.safetensors").is_file()
 
 
 def test_the_best_weights_are_kept_not_the_last(stage, tmp_path):
