@@ -7,8 +7,9 @@ data is sharded without being repeated, and the same step is computed whatever t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,9 @@ T = TypeVar("T")
 
 def start_processes(compute: ComputeConfig) -> Accelerator:
     """Join the processes that were launched together and return their accelerator."""
-    return Accelerator(mixed_precision="bf16" if compute.precision == "bf16" else "no")
+    # Where DeepSpeed is installed it is loaded here, and logs to what is stdout then.
+    with redirect_stdout(sys.stderr):
+        return Accelerator(mixed_precision="bf16" if compute.precision == "bf16" else "no")
 
 
 def share(processes: Accelerator, items: Sequence[T]) -> list[T]:

@@ -232,7 +232,8 @@ def train(
         activation_checkpointing(model, False)
     if best is not None:
         load_best(out, best, updates.parameters)
-    weights = {n: whole(p) for n, p in model.state_dict().items()} if updates.in_step else None
+    # By parameters, not by the state: tied ones would be written twice.
+    weights = {n: whole(p) for n, p in model.named_parameters()} if updates.in_step else None
     write_directory(processes, final, lambda path: save_backbone(backbone, path, weights))
     if processes.is_main_process:
         remove_checkpoints(out)

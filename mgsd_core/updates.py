@@ -25,7 +25,6 @@ class Updates:
     """
 
     in_step = False
-    scale = 1.0
 
     def __init__(
         self,
@@ -37,6 +36,8 @@ class Updates:
         self.module = module
         self.parameters = parameters
         self._processes = processes
+        # What splits parameters or moments divides gradients by the number of processes.
+        self.scale = float(processes.num_processes) if self.in_step else 1.0
         self._clip = config.clip
         self._optimizer = torch.optim.AdamW(
             parameters.values(),
@@ -93,16 +94,6 @@ class ShardedUpdates(Updates):
 
     in_step = True
 
-    def __init__(
-        self,
-        processes: Accelerator,
-        module: torch.nn.Module,
-        parameters: Mapping[str, torch.nn.Parameter],
-        config: StageConfig,
-    ) -> None:
-        super().__init__(processes, module, parameters, config)
-        self.scale = float(processes.num_processes)  # which FSDP divides by
-
 
 class DeepSpeedUpdates(Updates):
     """Gradients and moments split over the processes (ZeRO stage 2)."""
@@ -120,7 +111,6 @@ class DeepSpeedUpdates(Updates):
             import deepspeed
 
             super().__init__(processes, module, parameters, config)
-            self.scale = float(processes.num_processes)  # which it divides by
             self._engine, self._zero, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=self._optimizer,

@@ -235,8 +235,9 @@ def test_settings_move_the_parts_that_they_should(nano):
     short = stage_of(nano, "compute.pass_tokens=512")
     assert short.parts["activations"] < usual.parts["activations"]
     assert short.pass_shape[0] * short.pass_shape[1] <= 512
-    few = stage_of(nano, "compute.logit_mib=1", "distill.batch=64")
-    many = stage_of(nano, "compute.logit_mib=64", "distill.batch=64")
+    wide = ("distill.batch=64", "compute.pass_tokens=8192")
+    few = stage_of(nano, "compute.logit_mib=1", *wide)
+    many = stage_of(nano, "compute.logit_mib=64", *wide)
     assert few.parts["logits"] < many.parts["logits"]
     assert many.tokens == 2 * usual.tokens
 
