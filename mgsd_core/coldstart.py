@@ -35,7 +35,7 @@ from mgsd_core.training import (
     train,
     with_steps,
 )
-from sim import sample_split, solve
+from sim import Plan, State, sample_split, solve
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,18 @@ def train_coldstart(
 ) -> Path:
     """Stage 1: teach to read the state off a picture; optionally replay text planning.
 
+    With `config.target` the plan instead: supervised planning, what MGSD is compared with.
+
     Raises:
         mgsd_core.training.TrainingError: see `train`, or a sample is longer than allowed.
     """
     tasks = scenes.tasks()
     replayed = round(config.batch * config.replay)
     asked = config.batch - replayed
-    questions = [prompts.questions(state) for state in scenes.states]
+    questions = [
+        _asked(state, plan, backbone.style, config)
+        for state, plan in zip(scenes.states, scenes.plans, strict=True)
+    ]
     # Every question of every picture, where each is asked as often as the others.
     pairs = [(i, j) for i, of_picture in enumerate(questions) for j in range(len(of_picture))]
     config = with_steps(config, len(pairs))
@@ -144,6 +149,13 @@ def train_coldstart(
         validate,
         {**fingerprint, "data": scenes.digest},
     )
+
+
+def _asked(state: State, plan: Plan, style: str, config: ColdstartConfig) -> list[tuple[str, str]]:
+    """Return what the stage asks about a picture, and the answers."""
+    if config.target == "plan":
+        return [(prompts.instruction(state.family, style), prompts.response_text(state, plan))]
+    return prompts.questions(state)
 
 
 def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[Record]:

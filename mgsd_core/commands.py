@@ -69,6 +69,12 @@ def register(commands: Any) -> None:
         default="both",
         help="what the model reads; text is the symbolic state, the upper bound",
     )
+    evaluate.add_argument(
+        "--swap-images",
+        action="store_true",
+        help="answer once more with the pictures of other scenes of the same family and level: a "
+        "model that looks falls to what chance gives",
+    )
     evaluate.add_argument("--limit", type=int, help="episodes of each family and level [count]")
     evaluate.add_argument("--batch", type=int, default=64, help="responses at a time [count]")
     evaluate.set_defaults(run=_evaluate)
@@ -128,8 +134,11 @@ def _coldstart(args: argparse.Namespace) -> int:
             _dtype(config, trained=not lora.rank),
         )
     scenes = load_scenes(args.data, "train", backbone.image)
+    judged = (
+        (state_recovery, "state") if config.coldstart.target == "state" else (_plans, "success")
+    )
     validate = _validation(
-        args.data, config.coldstart, config.compute, processes, backbone, state_recovery, "state"
+        args.data, config.coldstart, config.compute, processes, backbone, *judged
     )
     if config.text is not None:
         base = train_text(
@@ -164,7 +173,6 @@ def _distill(args: argparse.Namespace) -> int:
     from mgsd_core.adapters import AdapterError, base_of, merge_adapter, train_adapter
     from mgsd_core.config import load_config
     from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
-    from mgsd_core.evaluate import evaluate
     from mgsd_core.model import load_backbone
     from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
@@ -196,12 +204,8 @@ def _distill(args: argparse.Namespace) -> int:
         below = load_backbone(args.teacher or base or "", *form, _dtype(config, trained=False))
         teacher = frozen_teacher(below)
     scenes = load_scenes(args.data, "train", student.image)
-
-    def planning(backbone: Backbone, held_out: Scenes) -> list[Record]:
-        return evaluate(backbone, held_out, "image")
-
     validate = _validation(
-        args.data, config.distill, config.compute, processes, student, planning, "success"
+        args.data, config.distill, config.compute, processes, student, _plans, "success"
     )
     final = train_distill(
         student,
@@ -220,6 +224,12 @@ def _distill(args: argparse.Namespace) -> int:
     if processes.is_main_process:
         print(json.dumps({"model": str(final), "processes": processes.num_processes}))
     return 0
+
+
+def _plans(backbone: Backbone, held_out: Scenes) -> list[Record]:
+    from mgsd_core.evaluate import evaluate
+
+    return evaluate(backbone, held_out, "image")
 
 
 def _check_memory(
@@ -308,7 +318,7 @@ def _validation(
 def _evaluate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from mgsd_core.evaluate import evaluate, record_dict, summarise, table
+    from mgsd_core.evaluate import evaluate, plan_records, record_dict, summarise, table
     from mgsd_core.model import default_device, load_backbone
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
@@ -318,6 +328,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     backbone = load_backbone(args.model)
     backbone.model.to(default_device())
     scenes = load_scenes(args.data, args.split, backbone.image, limit=args.limit)
+    swapped, shown = scenes.swapped()
+    if args.swap_images and not shown:
+        raise ValueError("--swap-images needs at least two scenes of a family and level")
     sources = ("image", "text") if args.input == "both" else (args.input,)
     results: dict[str, Any] = {}
     rows = []
@@ -344,6 +357,17 @@ def _evaluate(args: argparse.Namespace) -> int:
         report["modality_gap"] = (
             results["text"]["macro"]["success"] - results["image"]["macro"]["success"]
         )
+    if args.swap_images:
+        with tqdm(total=len(shown), desc="swapped", unit="scene", disable=None) as bar:
+            records = evaluate(backbone, swapped, "image", args.batch, bar.update)
+        report["image_swapped"] = summarise(records)
+        # As if the scene that is shown had been read and planned without a fault.
+        plans = [scenes.plans[i] for i in shown]
+        report["image_swapped"]["chance"] = summarise(plan_records(swapped, plans))
+        rows += [
+            ("swapped", report["image_swapped"]),
+            ("chance", report["image_swapped"]["chance"]),
+        ]
     write_file(args.out / "results.json", json.dumps(report, indent=1) + "\n")
     print(table(rows), file=sys.stderr)
     print(json.dumps({"results": str(args.out / "results.json"), **report["macro"]}))

@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Of the products in forward and backward passes.
 PRECISIONS = ("fp32", "bf16")
 
+#: What a supervised stage on pictures teaches.
+TARGETS = ("state", "plan")
+
 
 class ConfigError(ValueError):
     """A setting that is unknown or out of range; the message names it."""
@@ -169,6 +172,8 @@ class ColdstartConfig(StageConfig):
     """Stage 1: questions about the state of an image.
 
     Attributes:
+        target: `state`, stage 1 itself; or `plan`: instead of questions the planning instruction,
+            answered by a reference plan. That is what one would do without MGSD, to compare with.
         replay: share of the samples that are stage 0's text planning, so that a small model does
             not forget how to plan.
         reference: share of the replayed prompts that hold the reference plan.
@@ -177,6 +182,7 @@ class ColdstartConfig(StageConfig):
         lora: the adapter that is trained, if any.
     """
 
+    target: str = "state"
     replay: float = 0.0
     reference: float = 0.5
     by_length: bool = True
@@ -184,6 +190,7 @@ class ColdstartConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _choice("coldstart.target", self.target, TARGETS)
         _share("coldstart.replay", self.replay)
         _share("coldstart.reference", self.reference)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgsd_core import prompts
 from mgsd_core.prompts import ParsedResponse
-from sim import Failure, State, simulate
+from sim import Failure, Plan, State, format_plan, simulate
 
 if TYPE_CHECKING:
     from mgsd_core.model import Backbone
@@ -149,6 +149,15 @@ def evaluate(
         if progress is not None:
             progress(len(chosen))
     return [records[i] for i in range(len(order))]
+
+
+def plan_records(scenes: Scenes, plans: Sequence[Plan]) -> list[Record]:
+    """Judge plans, one a scene, that come without a response; no state is recovered."""
+    records = []
+    for state, plan, own in zip(scenes.states, plans, scenes.plans, strict=True):
+        text = format_plan(plan)
+        records.append(score(state, len(own), ParsedResponse(None, plan, None), text))
+    return records
 
 
 def table(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,26 @@ class Scenes:
             [self.names[i] for i in indices],
             self.digest,
         )
+
+    def swapped(self) -> tuple[Scenes, list[int]]:
+        """Return the scenes with another picture each, of the same family and level.
+
+        What plans from pictures fails on them. A scene that is alone in its family and level is
+        left out.
+
+        Returns:
+            The scenes, and whose picture each has (an index into `self`).
+        """
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, state in enumerate(self.states):
+            groups.setdefault((state.family, state.size), []).append(i)
+        chosen, shown = [], []
+        for group in groups.values():
+            if len(group) > 1:
+                half = len(group) // 2
+                chosen += group
+                shown += group[half:] + group[:half]
+        return replace(self.part(chosen), images=self.images[shown]), shown
 
 
 def load_scenes(path: Path, split: str, image: ImageSpec, limit: int | None = None) -> Scenes:

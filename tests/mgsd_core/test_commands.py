@@ -51,6 +51,26 @@ def test_evaluate_takes_levels_inputs_and_limits(model_dir, data, tmp_path):
     assert not (tmp_path / "responses_text.jsonl").exists()
 
 
+def test_with_the_pictures_of_other_scenes_a_model_that_looks_falls_to_chance(
+    model_dir, data, tmp_path, capsys
+):
+    arguments = ("--split", "train", "--input", "image", "--swap-images")
+    assert _evaluate(model_dir, data, tmp_path, *arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    swapped = results["image_swapped"]
+    assert results["macro"]["success"] == 1.0
+    assert swapped["count"] == 16
+    # It answers every picture by heart, so it plans without a fault for the scene that is shown.
+    assert swapped["macro"]["success"] == swapped["chance"]["macro"]["success"] < 0.5
+    assert swapped["macro"]["state"] == 0.0
+    assert "chance" in capsys.readouterr().err
+
+
+def test_a_scene_without_another_to_swap_with_is_one_line(model_dir, data, tmp_path, capsys):
+    assert _evaluate(model_dir, data, tmp_path, "--limit", "1", "--swap-images") == 2
+    assert "--swap-images needs at least two scenes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
