@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def register(commands: Any) -> None:
     """Add this package's commands to the parser of `mgsd`."""
+    from mgsd_core.commands_experiment import register_experiment
     from mgsd_core.commands_export import register_export
     from mgsd_core.commands_family import register_family
     from mgsd_core.commands_plan import register_plan
@@ -36,6 +37,9 @@ def register(commands: Any) -> None:
         formatter_class=formatter,
     )
     _add_training_arguments(coldstart)
+    coldstart.add_argument(
+        "--base", type=Path, help="weights to start from, instead of those of the configuration"
+    )
     coldstart.set_defaults(run=_coldstart)
 
     distill = commands.add_parser(
@@ -79,6 +83,7 @@ def register(commands: Any) -> None:
     evaluate.add_argument("--batch", type=int, default=64, help="responses at a time [count]")
     evaluate.set_defaults(run=_evaluate)
 
+    register_experiment(commands)
     register_family(commands)
     register_export(commands)
     register_plan(commands)
@@ -98,6 +103,9 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="what `mgsd generate` wrote, or a folder of pictures with states",
+    )
+    parser.add_argument(
+        "--limit", type=int, help="training scenes of each family and level [count]; default: all"
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="directory of the run; the same command resumes it"
@@ -124,23 +132,24 @@ def _coldstart(args: argparse.Namespace) -> int:
         return 0
     settings = config.backbone
     lora = config.coldstart.lora
-    if config.text is not None:
+    source = args.base or settings.path
+    if source is None:
         backbone = build_nano(settings.nano, settings.image_size, settings.seed)
     else:
         backbone = load_backbone(
-            str(settings.path),
+            source,
             settings.image_size,
             settings.prompt_style,
             _dtype(config, trained=not lora.rank),
         )
-    scenes = load_scenes(args.data, "train", backbone.image)
+    scenes = load_scenes(args.data, "train", backbone.image, _limit(args))
     judged = (
         (state_recovery, "state") if config.coldstart.target == "state" else (_plans, "success")
     )
     validate = _validation(
         args.data, config.coldstart, config.compute, processes, backbone, *judged
     )
-    if config.text is not None:
+    if config.text is not None and source is None:
         base = train_text(
             backbone,
             config.text,
@@ -203,7 +212,7 @@ def _distill(args: argparse.Namespace) -> int:
         merge_adapter(student)
         below = load_backbone(args.teacher or base or "", *form, _dtype(config, trained=False))
         teacher = frozen_teacher(below)
-    scenes = load_scenes(args.data, "train", student.image)
+    scenes = load_scenes(args.data, "train", student.image, _limit(args))
     validate = _validation(
         args.data, config.distill, config.compute, processes, student, _plans, "success"
     )
@@ -224,6 +233,13 @@ def _distill(args: argparse.Namespace) -> int:
     if processes.is_main_process:
         print(json.dumps({"model": str(final), "processes": processes.num_processes}))
     return 0
+
+
+def _limit(args: argparse.Namespace) -> int | None:
+    if args.limit is not None and args.limit < 1:
+        raise ValueError("--limit must be at least 1")
+    limit: int | None = args.limit
+    return limit
 
 
 def _plans(backbone: Backbone, held_out: Scenes) -> list[Record]:

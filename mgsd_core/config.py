@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -290,7 +290,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
             if not isinstance(section, dict):
                 raise ConfigError(f"{key}: {part} is no section")
         section[parts[-1]] = yaml.safe_load(value)
-    return _build(Config, data, "")
+    return build(Config, data, "")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -320,7 +320,14 @@ def _read_yaml(source: str) -> dict[str, Any]:
     return data
 
 
-def _build(cls: type[T], data: Any, where: str) -> T:
+def build(cls: type[T], data: Any, where: str) -> T:
+    """Return a dataclass made from plain data; ConfigError names a key or value that does not fit.
+
+    Args:
+        cls: the dataclass.
+        data: a mapping of its fields.
+        where: what stands before the names of the fields in messages.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or 'the configuration'} must hold keys, not {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -341,7 +348,7 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
     if isinstance(wanted, UnionType):  # of one type and None
         return None if value is None else _convert(value, get_args(wanted)[0], name)
     if dataclasses.is_dataclass(wanted):
-        return _build(wanted, value, name)  # type: ignore[arg-type]
+        return build(wanted, value, name)  # type: ignore[arg-type]
     if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
@@ -350,9 +357,12 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
         return value
     if wanted is str and isinstance(value, str):
         return value
-    if wanted == tuple[int, ...] and isinstance(value, (list, tuple)):
-        return tuple(_convert(v, int, name) for v in value)
-    raise ConfigError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {value!r}")
+    if get_origin(wanted) is tuple:
+        if isinstance(value, (list, tuple)):
+            of = get_args(wanted)[0]
+            return tuple(_convert(v, of, f"{name}[{i}]") for i, v in enumerate(value))
+        raise ConfigError(f"{name} must be a list, not {value!r}")
+    raise ConfigError(f"{name} must be {wanted.__name__}, not {value!r}")
 
 
 def _join(where: str, name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgsd_core.steps import run_step, show
 from sim import FAMILIES, LEVELS, Action, Cell, simulate
 from sim.files import write_file
 
@@ -88,7 +88,7 @@ def run_demo(args: argparse.Namespace) -> int:
     counts = {"train": args.scenes, "validation": 40, "test": args.held_out}
     for split, count in counts.items():
         for family, level in tasks:
-            _mgsd(
+            run_step(
                 "generate", "--family", family, "--level", level, "--count", count,
                 "--split", split, "--seed", args.seed, "--size", SIZE, "--styles", STYLES,
                 "--workers", _workers(), "--out", data,
@@ -98,23 +98,23 @@ def run_demo(args: argparse.Namespace) -> int:
     for setting in (*(f"{s}.seed={args.seed}" for s in _SEEDED), *args.set):
         training += ["--set", setting]
     _title(2, "Stage 0 (nano plans from text: the base) and stage 1 (what is in the picture?)")
-    _mgsd("coldstart", *training)
+    run_step("coldstart", *training)
     base, stage1, stage2 = (run / name / "model" for name in ("base", "stage1", "stage2"))
     _title(3, "Stage 2: the frozen base, reading symbols, corrects the student's own answers")
-    _mgsd("distill", *training, "--student", stage1, "--teacher", base)
+    run_step("distill", *training, "--student", stage1, "--teacher", base)
 
     _title(4, "Held-out scenes: base, stage 1, MGSD, and the base reading the true state")
     models = {"base": base, "stage 1": stage1, "MGSD": stage2}
     results = {}
     for name, model in models.items():
         where = out / "evaluation" / name.replace(" ", "")
-        _mgsd("evaluate", "--model", model, "--data", data, "--out", where)
+        run_step("evaluate", "--model", model, "--data", data, "--out", where)
         results[name] = json.loads((where / "results.json").read_text())
     results["symbolic upper bound"] = results["base"]["symbolic"]
     _print_table(results)
 
     _title(5, "Export: two ONNX graphs, checked against transformers on golden pictures")
-    _mgsd("export", "--model", stage2, "--data", data, "--out", bundle, "--overwrite")
+    run_step("export", "--model", stage2, "--data", data, "--out", bundle, "--overwrite")
 
     _title(6, "Held-out frames in a bag, through a real ROS 2 node in a process of its own")
     frames = min(args.frames, args.held_out)
@@ -161,7 +161,7 @@ def _through_ros(
     """Record a bag, start the node, play the bag to it; return what came back of every frame."""
     bag, answers = out / "bags" / family, out / "ros" / f"{family}.jsonl"
     bag.parent.mkdir(parents=True, exist_ok=True)
-    _mgsd(
+    run_step(
         "record-bag", "--data", data, "--family", family, "--count", frames,
         "--out", bag, "--overwrite",
     )  # fmt: skip
@@ -172,8 +172,10 @@ def _through_ros(
         "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
     }
     with _planner_node(bundle, family, environment):
-        _mgsd("play-bag", "--bag", bag, "--rate", 50, "--timeout", _READY_TIMEOUT, "--out", answers,
-              environment=environment)  # fmt: skip
+        run_step(
+            "play-bag", "--bag", bag, "--rate", 50, "--timeout", _READY_TIMEOUT,
+            "--out", answers, environment=environment,
+        )  # fmt: skip
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     for line in lines[:3]:
         came = line["played"]
@@ -188,7 +190,7 @@ def _planner_node(bundle: Path, family: str, environment: dict[str, str]) -> Ite
     command = [sys.executable, "-m", "mgsd_ros.planner_node", "--ros-args"]
     for name, value in (("bundle", bundle), ("family", family), ("grid.cell_size", 0.5)):
         command += ["-p", f"{name}:={value}"]
-    _show(["planner_node", *command[3:], "&"])
+    show(["planner_node", *command[3:], "&"])
     node = subprocess.Popen(command, env=environment)
     try:
         yield
@@ -281,23 +283,6 @@ def _print_table(results: dict[str, Any]) -> None:
 
 def _title(number: int, text: str) -> None:
     print(f"\n[{number}/7] {text}", flush=True)
-
-
-def _show(words: Sequence[object]) -> None:
-    print(f"  $ {shlex.join(map(str, words))}", flush=True)
-
-
-def _mgsd(*words: object, environment: dict[str, str] | None = None) -> None:
-    """Run one command of `mgsd` in a process of its own; its progress goes to the terminal."""
-    _show(["mgsd", *words])
-    command = [sys.executable, "-m", "mgsd_core.cli", *map(str, words)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise DemoError(f"mgsd {words[0]} ended with status {done.returncode}; see above")
-
-
-class DemoError(ValueError):
-    """A step that failed; what it said stands above."""
 
 
 def _workers() -> int:
