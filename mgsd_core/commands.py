@@ -1,4 +1,4 @@
-"""Commands of `mgsd` that train and evaluate; export and plan register themselves beside theirs."""
+"""Commands of `mgsd` that train; the others register themselves in modules beside this one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from sim.files import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
 def register(commands: Any) -> None:
     """Add this package's commands to the parser of `mgsd`."""
+    from mgsd_core.commands_evaluate import register_evaluate
     from mgsd_core.commands_experiment import register_experiment
     from mgsd_core.commands_export import register_export
     from mgsd_core.commands_family import register_family
@@ -58,31 +57,7 @@ def register(commands: Any) -> None:
     )
     distill.set_defaults(run=_distill)
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="success, optimality, legality and state recovery on held-out scenes",
-        formatter_class=formatter,
-    )
-    evaluate.add_argument("--model", type=Path, required=True, help="weights directory")
-    evaluate.add_argument("--data", type=Path, required=True, help="what `mgsd generate` wrote")
-    evaluate.add_argument("--out", type=Path, required=True, help="directory for results.json")
-    evaluate.add_argument("--split", default="test", help="split to evaluate on")
-    evaluate.add_argument(
-        "--input",
-        choices=("image", "text", "both"),
-        default="both",
-        help="what the model reads; text is the symbolic state, the upper bound",
-    )
-    evaluate.add_argument(
-        "--swap-images",
-        action="store_true",
-        help="answer once more with the pictures of other scenes of the same family and level: a "
-        "model that looks falls to what chance gives",
-    )
-    evaluate.add_argument("--limit", type=int, help="episodes of each family and level [count]")
-    evaluate.add_argument("--batch", type=int, default=64, help="responses at a time [count]")
-    evaluate.set_defaults(run=_evaluate)
-
+    register_evaluate(commands)
     register_experiment(commands)
     register_family(commands)
     register_export(commands)
@@ -329,62 +304,3 @@ def _validation(
         return macro[measure], {f"validation_{m}": macro[m] for m in MEASURES if m != measure}
 
     return validate
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from mgsd_core.evaluate import evaluate, plan_records, record_dict, summarise, table
-    from mgsd_core.model import default_device, load_backbone
-    from mgsd_core.scenes import load_scenes
-    from mgsd_core.training import directory_digest
-
-    if args.batch < 1 or (args.limit is not None and args.limit < 1):
-        raise ValueError("--batch and --limit must be at least 1")
-    backbone = load_backbone(args.model)
-    backbone.model.to(default_device())
-    scenes = load_scenes(args.data, args.split, backbone.image, limit=args.limit)
-    swapped, shown = scenes.swapped()
-    if args.swap_images and not shown:
-        raise ValueError("--swap-images needs at least two scenes of a family and level")
-    sources = ("image", "text") if args.input == "both" else (args.input,)
-    results: dict[str, Any] = {}
-    rows = []
-    args.out.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        with tqdm(total=len(scenes.states), desc=source, unit="scene", disable=None) as bar:
-            records = evaluate(backbone, scenes, source, args.batch, bar.update)
-        results[source] = summarise(records)
-        rows.append((source, results[source]))
-        lines = "".join(json.dumps(record_dict(r)) + "\n" for r in records)
-        write_file(args.out / f"responses_{source}.jsonl", lines)
-    # The first source stands at the top, where other programs look for it.
-    report = {
-        "schema_version": 1,
-        "model": str(args.model),
-        "model_digest": directory_digest(args.model),
-        "data_digest": scenes.digest,
-        "split": args.split,
-        "input": sources[0],
-        **results[sources[0]],
-    }
-    if len(sources) == 2:
-        report["symbolic"] = results["text"]
-        report["modality_gap"] = (
-            results["text"]["macro"]["success"] - results["image"]["macro"]["success"]
-        )
-    if args.swap_images:
-        with tqdm(total=len(shown), desc="swapped", unit="scene", disable=None) as bar:
-            records = evaluate(backbone, swapped, "image", args.batch, bar.update)
-        report["image_swapped"] = summarise(records)
-        # As if the scene that is shown had been read and planned without a fault.
-        plans = [scenes.plans[i] for i in shown]
-        report["image_swapped"]["chance"] = summarise(plan_records(swapped, plans))
-        rows += [
-            ("swapped", report["image_swapped"]),
-            ("chance", report["image_swapped"]["chance"]),
-        ]
-    write_file(args.out / "results.json", json.dumps(report, indent=1) + "\n")
-    print(table(rows), file=sys.stderr)
-    print(json.dumps({"results": str(args.out / "results.json"), **report["macro"]}))
-    return 0

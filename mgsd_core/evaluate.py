@@ -15,6 +15,8 @@ from mgsd_core.prompts import ParsedResponse
 from sim import Failure, Plan, State, format_plan, simulate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mgsd_core.model import Backbone
     from mgsd_core.scenes import Scenes
 
@@ -149,6 +151,29 @@ def evaluate(
         if progress is not None:
             progress(len(chosen))
     return [records[i] for i in range(len(order))]
+
+
+def evaluate_bundle(
+    path: Path, scenes: Scenes, progress: Callable[[int], Any] | None = None
+) -> list[Record]:
+    """Let a bundle answer picture by picture, as on a robot, and judge its answers.
+
+    Raises:
+        mgsd_core.runtime.bundle.BundleError: see `Planner.load`.
+    """
+    from mgsd_core.runtime.planner import Planner
+
+    planners = {
+        family: Planner.load(path, family=family)
+        for family in sorted({state.family for state in scenes.states})
+    }
+    records = []
+    for state, plan, picture in zip(scenes.states, scenes.plans, scenes.images, strict=True):
+        text = planners[state.family].plan(picture).text
+        records.append(score(state, len(plan), prompts.parse_response(text, state.family), text))
+        if progress is not None:
+            progress(1)
+    return records
 
 
 def plan_records(scenes: Scenes, plans: Sequence[Plan]) -> list[Record]:

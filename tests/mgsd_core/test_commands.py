@@ -66,6 +66,25 @@ def test_with_the_pictures_of_other_scenes_a_model_that_looks_falls_to_chance(
     assert "chance" in capsys.readouterr().err
 
 
+def test_a_bundle_is_judged_as_a_robot_runs_it(bundle_dir, model_dir, data, tmp_path):
+    limit = ("--split", "train", "--swap-images")
+    assert _evaluate(bundle_dir, data, tmp_path / "bundle", *limit) == 0
+    assert _evaluate(model_dir, data, tmp_path / "weights", "--input", "image", *limit) == 0
+    ours, theirs = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("bundle", "weights")
+    )
+    for key in ("macro", "families", "count", "image_swapped", "data_digest"):
+        assert ours[key] == theirs[key]
+    assert ours["macro"]["success"] == 1.0
+    assert "symbolic" not in ours
+
+
+def test_a_bundle_reads_no_symbols(bundle_dir, data, tmp_path, capsys):
+    assert _evaluate(bundle_dir, data, tmp_path / "out", "--input", "text") == 2
+    assert "is a bundle: it reads pictures only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scene_without_another_to_swap_with_is_one_line(model_dir, data, tmp_path, capsys):
     assert _evaluate(model_dir, data, tmp_path, "--limit", "1", "--swap-images") == 2
     assert "--swap-images needs at least two scenes" in capsys.readouterr().err
