@@ -9,25 +9,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch.nn.functional import linear, log_softmax
 
 from mgsd_core import prompts
-from mgsd_core.adapters import adapter_off
+from mgsd_core.adapters import adapter_off, has_adapter
 from mgsd_core.coldstart import check_length
 from mgsd_core.config import ComputeConfig, DistillConfig
 from mgsd_core.encoding import (
+    Seen,
     completion_hidden,
     completion_tokens,
     length_buckets,
     make_batch,
     prompt_ids,
+    see,
     text_ids,
 )
 from mgsd_core.estimators import divergence, entropy, sampled_loss, topk_divergence
+from mgsd_core.kernels import quicken
 from mgsd_core.model import Backbone
-from mgsd_core.processes import share
+from mgsd_core.processes import share, wants_deepspeed, wants_shards
 from mgsd_core.rollout import generate
 from mgsd_core.scenes import Scenes
 from mgsd_core.training import (
@@ -45,6 +50,9 @@ from sim import Failure, simulate
 
 # What takes a token out of a distribution: finite, so that 0 · log 0 is 0.
 _NEVER = -1e9
+
+# Most bytes of activations that are kept so that pictures are looked at once a step.
+_SEEN_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,12 @@ def train_distill(
     if student.tokenizer.get_vocab() != teacher.backbone.tokenizer.get_vocab():
         raise ValueError("student and teacher have different tokenizers; both need the same base")
     teacher.backbone.model.to(processes.device)
+    quicken(teacher.backbone.model)
     texts = _Texts(student, teacher.backbone, config, compute, scenes)
     config = with_steps(config, len(scenes.states))
+    once = sees_once(student, config, compute, processes.num_processes) and not (
+        wants_shards(processes) or wants_deepspeed(processes)
+    )
 
     def work_of_step(step: int) -> Work:
         everyone = epoch_indices(len(scenes.states), config.batch, config.seed, step)
@@ -118,18 +130,25 @@ def train_distill(
         mine = share(processes, range(len(everyone)))
         chosen = [everyone[row] for row in mine]
         asked = [texts.asked(i) for i in chosen]
+        pictures: NDArray[np.uint8] | Seen = scenes.images[chosen]
+        shared: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if once:
+            with mixed(compute, processes.device):
+                origin = see(student, scenes.images[chosen]).features
+            read = tuple(feature.detach().requires_grad_() for feature in origin)
+            pictures, shared = Seen(read), list(zip(read, origin, strict=True))
         with mixed(compute, processes.device):
             responses = generate(
                 student,
                 asked,
-                scenes.images[chosen],
+                pictures,
                 max_new_tokens=limit,
                 temperature=config.temperature,
                 uniforms=uniforms[mine],
             )
         told = [texts.told(i) for i in chosen]
         with mixed(compute, processes.device):
-            read = _teacher_hidden(teacher, told, responses, compute)
+            scored = _teacher_hidden(teacher, told, responses, compute)
         passes = []
         lengths = [len(a) + len(r) for a, r in zip(asked, responses, strict=True)]
         for rows in length_buckets(lengths, most=compute.pass_tokens):
@@ -137,19 +156,19 @@ def train_distill(
                 student,
                 [asked[r] for r in rows],
                 [responses[r] for r in rows],
-                scenes.images[[chosen[r] for r in rows]],
+                pictures[rows],
             )
             tokens = completion_tokens(batch)
             # The most common bug of distillation between prompts: scoring tokens that are not the
             # same. The positions on each side are its own, see `make_batch`.
-            if tokens.tolist() != [token for r in rows for token in read[r].tokens]:
+            if tokens.tolist() != [token for r in rows for token in scored[r].tokens]:
                 raise AssertionError("student and teacher must score identical response tokens")
-            hidden = torch.cat([read[r].hidden for r in rows])
+            hidden = torch.cat([scored[r].hidden for r in rows])
             loss_of = distill_loss(student, teacher, hidden, tokens.to(hidden.device), config)
             passes.append(
                 Pass(batch, loss_of, len(tokens), [scenes.names[chosen[r]] for r in rows])
             )
-        return Work(passes, logged=_outcomes(student, scenes, chosen, responses))
+        return Work(passes, logged=_outcomes(student, scenes, chosen, responses), shared=shared)
 
     return train(
         student,
@@ -162,6 +181,21 @@ def train_distill(
         validate,
         {**fingerprint, "data": scenes.digest},
     )
+
+
+def sees_once(
+    student: Backbone, config: DistillConfig, compute: ComputeConfig, processes: int
+) -> bool:
+    """Return whether a step's pictures are looked at once, for rollouts and passes together.
+
+    That keeps the activations of all of them, where else every pass keeps those of its own.
+    """
+    tower = student.model.config.vision_config
+    patches = -(-config.batch // processes) * student.image.grid**2
+    # What a block keeps of a patch, about: norms, queries, keys, values, and the MLP's inside.
+    kept = 4 * patches * tower.depth * (10 * tower.hidden_size + 2 * tower.intermediate_size)
+    # With an adapter, rollouts are without its dropout.
+    return kept <= _SEEN_BYTES and not compute.gradient_checkpointing and not has_adapter(student)
 
 
 def distill_loss(

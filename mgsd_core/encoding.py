@@ -8,11 +8,35 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Qwen3VLForConditionalGeneration
+from torch.nn.functional import pad
+from transformers import DynamicCache, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
+from mgsd_core.kernels import WANTED
 from mgsd_core.model import Backbone
 from mgsd_core.prompts import Prompt
 from mgsd_core.runtime.preprocess import mrope_positions, patchify
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower makes of pictures; like an array of pictures, it has items.
+
+    Attributes:
+        features: [pictures, tokens, H]; the first stands for the placeholders, the others are added
+            to the outputs of the first layers.
+    """
+
+    features: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.features[0])
+
+    def __getitem__(self, chosen: Sequence[int]) -> Seen:
+        """Return that of the chosen pictures."""
+        index = torch.tensor(chosen, device=self.features[0].device)
+        return Seen(tuple(f.index_select(0, index) for f in self.features))
 
 
 @dataclass(frozen=True)
@@ -27,6 +51,7 @@ class Batch:
         pixels: float32 [P, 3 * temporal * patch * patch] of all pictures in batch order, or None.
         grid: int64 [pictures, 3], patches (time, height, width) of each picture, or None.
         left: padding stands on the left.
+        seen: of the pictures, where they were looked at before; instead of `pixels` and `grid`.
     """
 
     ids: torch.Tensor
@@ -36,6 +61,7 @@ class Batch:
     pixels: torch.Tensor | None
     grid: torch.Tensor | None
     left: bool
+    seen: Seen | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
@@ -47,6 +73,7 @@ class Batch:
             None if self.pixels is None else self.pixels.to(device),
             None if self.grid is None else self.grid.to(device),
             self.left,
+            self.seen,
         )
 
 
@@ -91,7 +118,7 @@ def make_batch(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]] | None = None,
-    images: NDArray[np.uint8] | None = None,
+    images: NDArray[np.uint8] | Seen | None = None,
     left: bool = False,
 ) -> Batch:
     """Pad sequences into a batch.
@@ -101,7 +128,7 @@ def make_batch(
         prompts: token ids of each prompt.
         completions: token ids that follow each prompt; None for generation.
         images: fitted pictures uint8 [N, size, size, 3], one for each prompt that has
-            placeholders, in their order.
+            placeholders, in their order; or what was seen of them.
         left: pad on the left (for generation) instead of the right.
     """
     tails = completions if completions is not None else [()] * len(prompts)
@@ -121,11 +148,26 @@ def make_batch(
             mrope_positions(row, backbone.image_token, backbone.image)
         )
     pixels = grid = None
+    if isinstance(images, Seen):
+        return Batch(ids, mask, positions, completion, None, None, left, images)
     if images is not None:
-        pixels = torch.from_numpy(patchify(images, backbone.image))
-        side = backbone.image.grid
-        grid = torch.tensor([[1, side, side]]).expand(len(images), 3)
+        pixels, grid = _pixels(backbone, images)
     return Batch(ids, mask, positions, completion, pixels, grid, left)
+
+
+def _pixels(backbone: Backbone, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    side = backbone.image.grid
+    grid = torch.tensor([[1, side, side]]).expand(len(images), 3)
+    return torch.from_numpy(patchify(images, backbone.image)), grid
+
+
+def see(backbone: Backbone, images: NDArray[np.uint8]) -> Seen:
+    """Look at fitted pictures uint8 [N, size, size, 3]."""
+    model = backbone.model
+    pixels, grid = _pixels(backbone, images)
+    output = model.model.get_image_features(pixels.to(model.device), grid.to(model.device))
+    parts = (output.pooler_output, *output.deepstack_features)
+    return Seen(tuple(torch.stack(part) for part in parts))
 
 
 def completion_hidden(model: Qwen3VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
@@ -133,17 +175,46 @@ def completion_hidden(model: Qwen3VLForConditionalGeneration, batch: Batch) -> t
 
     N counts the completion tokens of the batch in row-major order.
     """
+    # Token t is predicted at position t - 1.
+    places = pad(batch.completion[:, 1:], (0, 1)).flatten().nonzero()[:, 0]
+    return last_hidden(model, batch, places)
+
+
+def last_hidden(
+    model: Qwen3VLForConditionalGeneration,
+    batch: Batch,
+    places: torch.Tensor,
+    cache: DynamicCache | None = None,
+) -> torch.Tensor:
+    """Return the last hidden states at `places` of the batch, in row-major order [N, H].
+
+    Args:
+        model: of any forwards, see `mgsd_core.kernels`.
+        batch: what it reads.
+        places: int64 [N].
+        cache: is given keys and values.
+    """
+    seen = None
+    if batch.seen is not None:
+        first, *others = (feature.unbind() for feature in batch.seen.features)
+        seen = {
+            "image": BaseModelOutputWithDeepstackFeatures(
+                pooler_output=first, deepstack_features=others
+            )
+        }
     hidden = model.model(
         input_ids=batch.ids,
         # Causal attention never looks at padding on the right: without a mask it is faster.
-        attention_mask=batch.mask.long() if batch.left else None,
+        attention_mask=batch.mask.long() if batch.left and not batch.mask.all() else None,
         position_ids=batch.positions,
         pixel_values=batch.pixels,
         image_grid_thw=batch.grid,
-        use_cache=False,
+        mm_encoder_outputs=seen,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **{WANTED: places},
     ).last_hidden_state
-    # Token t is predicted at position t - 1.
-    return hidden[:, :-1][batch.completion[:, 1:]]
+    return hidden if hidden.ndim == 2 else hidden.flatten(0, 1).index_select(0, places)
 
 
 def completion_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy, linear
@@ -25,9 +24,10 @@ from transformers import DynamicCache, Qwen3VLForConditionalGeneration
 
 from mgsd_core import prompts, rollout
 from mgsd_core.adapters import add_adapter
-from mgsd_core.config import ComputeConfig, Config, LoraConfig, StageConfig
-from mgsd_core.distill import Teacher, distill_loss, frozen_teacher
+from mgsd_core.config import ComputeConfig, Config, DistillConfig, LoraConfig, StageConfig
+from mgsd_core.distill import Teacher, distill_loss, frozen_teacher, sees_once
 from mgsd_core.encoding import length_buckets, prompt_ids, text_ids
+from mgsd_core.kernels import WANTED, quicken
 from mgsd_core.model import Backbone
 from mgsd_core.training import activation_checkpointing, mixed
 from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
@@ -107,6 +107,7 @@ class _Shape:
     said: int
     pictures: bool
     alone: bool  # there is no other pass in its step
+    looked: int = 0  # pictures that are looked at once, before all passes
 
 
 def estimate(
@@ -301,6 +302,12 @@ def _stage(
     shapes = [_largest_pass(t, batch, compute) for t in texts]
     if len(shapes) > 1:
         shapes = [replace(shape, alone=False) for shape in shapes]
+    if (
+        isinstance(stage, DistillConfig)
+        and not (lora or sharded)
+        and sees_once(outline, stage, compute, processes)
+    ):
+        shapes = [replace(shape, looked=batch) for shape in shapes]
     with FakeTensorMode():
         student = _student(outline, compute, lora)
         total = sum(p.numel() for p in outline.model.parameters())
@@ -366,6 +373,7 @@ def _student(outline: Backbone, compute: ComputeConfig, lora: LoraConfig | None)
         if lora is not None:
             add_adapter(student, lora, 0)
     _on_cpu(student.model, compute)
+    quicken(student.model)
     if compute.gradient_checkpointing:
         activation_checkpointing(student.model, True)
     return student
@@ -377,6 +385,7 @@ def _frozen(outline: Backbone, compute: ComputeConfig) -> Backbone:
         base = replace(outline, model=Qwen3VLForConditionalGeneration(outline.model.config))
     base.model.requires_grad_(False)
     _on_cpu(base.model, compute)
+    quicken(base.model)
     return base
 
 
@@ -469,8 +478,10 @@ def _measure_pass(
             parameter.grad = None if shape.alone else torch.zeros_like(parameter)
         before = alive.now
         with mixed(compute, torch.device("cpu")):
-            hidden = _hidden(student, shape.rows, shape.length, shape.pictures)
-            hidden = hidden[:, -shape.said :].flatten(0, 1)
+            seen = None
+            if shape.looked:
+                seen = _seen(model, shape.looked, student.image.grid**2)
+            hidden = _hidden(student, shape, seen)
             kept, alive.peak = alive.now - before, alive.now
             weight = model.lm_head.weight
             chunk = chunk_length(model.config.text_config.vocab_size, compute.logit_mib)
@@ -485,25 +496,39 @@ def _measure_pass(
 
 
 def _hidden(
-    student: Backbone, rows: int, length: int, pictures: bool, past: DynamicCache | None = None
+    student: Backbone,
+    shape: _Shape,
+    seen: torch.Tensor | None = None,
+    past: DynamicCache | None = None,
 ) -> torch.Tensor:
-    """Return the last hidden states [rows, length, H] of sequences that begin with a picture.
+    """Return the last hidden states of what is said [rows * said, H].
 
-    Where the picture's tokens stand does not matter to memory, so they are not looked up: that
-    would need values.
+    Sequences begin with a picture. Where its tokens stand does not matter to memory, so they are
+    not looked up: that would need values.
+
+    Args:
+        student: of tensors without values.
+        shape: of the pass.
+        seen: of all pictures, where they were looked at before.
+        past: is given keys and values.
     """
     model, spec = student.model, student.image
     text = model.model.language_model
+    rows, length = shape.rows, shape.length
     embedded = text.embed_tokens(torch.zeros(rows, length, dtype=torch.int64))
-    if pictures:
-        seen = _seen(model, rows, spec.grid**2).view(rows, spec.tokens, -1)
-        embedded = torch.cat([seen.to(embedded.dtype), embedded[:, spec.tokens :]], 1)
-    return text(
+    if shape.pictures:
+        if seen is None:
+            seen = _seen(model, rows, spec.grid**2)
+        mine = seen[: rows * spec.tokens].view(rows, spec.tokens, -1)
+        embedded = torch.cat([mine.to(embedded.dtype), embedded[:, spec.tokens :]], 1)
+    hidden: torch.Tensor = text(
         inputs_embeds=embedded,
         position_ids=torch.zeros(3, rows, length, dtype=torch.int64),
         past_key_values=past,
         use_cache=past is not None,
+        **{WANTED: torch.zeros(rows * shape.said, dtype=torch.int64)},
     ).last_hidden_state
+    return hidden if hidden.ndim == 2 else hidden[:, -shape.said :].flatten(0, 1)
 
 
 def _seen(model: Qwen3VLForConditionalGeneration, pictures: int, patches: int) -> torch.Tensor:
@@ -512,13 +537,10 @@ def _seen(model: Qwen3VLForConditionalGeneration, pictures: int, patches: int) -
     kernel = tower.patch_embed.proj
     pixels = torch.empty(pictures * patches, kernel.weight[0].numel(), dtype=kernel.weight.dtype)
     x = linear(pixels, kernel.weight.flatten(1), kernel.bias)
-    angles = torch.empty(len(x), tower.config.hidden_size // tower.config.num_heads)
-    # Where pictures begin and end. The tower asks for values here, and reads one by one; what
-    # attention keeps does not depend on how many they are.
-    starts = np.array([0, len(x)])
+    angles = torch.empty(patches, tower.config.hidden_size // tower.config.num_heads)
     given: list[torch.Tensor] = []
     for i, block in enumerate(tower.blocks):
-        x = block(x, cu_seqlens=starts, position_embeddings=(angles, angles))
+        x = block(x, cu_seqlens=None, position_embeddings=(angles, angles))
         if i in tower.deepstack_visual_indexes:
             given.append(tower.deepstack_merger_list[len(given)](x))
     return sum(given, tower.merger(x))
@@ -537,7 +559,8 @@ def _rollout(
     alive = _Alive()
     with alive, mixed(compute, torch.device("cpu")):
         rows = max(1, min(batch, rollout.READ_TOKENS // prompt))
-        _hidden(student, rows, prompt, True, DynamicCache(config=config))
+        shape = _Shape(rows, prompt, 1, True, alone=True)
+        _hidden(student, shape, past=DynamicCache(config=config))
     cache = column * (prompt + said)
     # Logits, their copy in float32, their softmax and its sum, for each response.
     writing = batch * config.vocab_size * 4 * 4

@@ -9,17 +9,24 @@ few calls as it can. A response that is complete leaves the batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import Linear
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers import DynamicCache
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextMLP,
+    Qwen3VLTextModel,
+    Qwen3VLTextRMSNorm,
+)
 
-from mgsd_core.encoding import length_buckets, make_batch
+from mgsd_core.encoding import Seen, last_hidden, length_buckets, make_batch
 from mgsd_core.model import Backbone
 from mgsd_core.prompts import STOP_TEXT
 
@@ -28,6 +35,9 @@ _STOP_WINDOW = len(STOP_TEXT)
 
 # Most prompt tokens, padding included, that are read in one pass.
 READ_TOKENS = 16_384
+
+# Most bytes of weights that are copied for the sake of fewer calls.
+_JOINED_BYTES = 64 * 2**20
 
 # Tokens of a response that the cache has room for at first; most responses end early.
 _FIRST_ROOM = 64
@@ -44,7 +54,7 @@ class RolloutError(ValueError):
 def generate(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    images: NDArray[np.uint8] | None = None,
+    images: NDArray[np.uint8] | Seen | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     uniforms: torch.Tensor | None = None,
@@ -58,7 +68,7 @@ def generate(
         backbone: the model, in evaluation mode.
         prompts: token ids of each prompt (see `encoding.prompt_ids`).
         images: fitted pictures uint8 [N, size, size, 3], one for each prompt with placeholders, in
-            their order.
+            their order; or what was seen of them.
         max_new_tokens: a response is cut there.
         temperature: 0 is greedy; else tokens are sampled from the whole distribution.
         uniforms: float32 [prompts, max_new_tokens] in [0, 1) on the CPU, needed when
@@ -85,7 +95,7 @@ def generate(
 def _check(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    images: NDArray[np.uint8] | None,
+    images: NDArray[np.uint8] | Seen | None,
     max_new_tokens: int,
     temperature: float,
     uniforms: torch.Tensor | None,
@@ -187,7 +197,7 @@ def _aligned(length: int) -> int:
 def _read(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    images: NDArray[np.uint8] | None,
+    images: NDArray[np.uint8] | Seen | None,
     max_new_tokens: int,
 ) -> tuple[torch.Tensor, _Rows]:
     """Read the prompts; return the hidden state of each row's last token [R, H], and the rows.
@@ -215,19 +225,10 @@ def _read(
             images=images[shown] if images is not None and shown else None,
             left=True,
         )
-        padded = not bool(batch.mask.all())
         batch = batch.to(model.device)
         past = DynamicCache(config=model.config.text_config)
-        output = model.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask.long() if padded else None,
-            position_ids=batch.positions,
-            pixel_values=batch.pixels,
-            image_grid_thw=batch.grid,
-            past_key_values=past,
-            use_cache=True,
-        )
-        hidden.append(output.last_hidden_state[:, -1])
+        ends = torch.arange(1, len(group) + 1, device=model.device) * batch.ids.shape[1] - 1
+        hidden.append(last_hidden(model, batch, ends, past))
         positions.append(batch.positions.amax(dim=(0, 2)) + 1)
         end, first = begin + len(group), width - batch.ids.shape[1]
         for i in range(len(past.layers)):
@@ -274,6 +275,7 @@ def _write(
     """Append the tokens of every row to its response; `hidden` and `rows` are what `_read` gave."""
     model, text = backbone.model, backbone.model.model.language_model
     rotary = _rotary(text, int(rows.positions.max()) + max_new_tokens)
+    layers = _layers(text)
     bias, nearest = (t.to(model.device) for t in _suppression(backbone))
     is_complete = _StopRule(backbone)
     for step in range(max_new_tokens):
@@ -298,7 +300,7 @@ def _write(
         if len(kept) < len(tokens):
             tokens = rows.keep(kept, tokens)
         rows.make_room()
-        hidden = _step(text, rows, tokens, rotary)
+        hidden = _step(text, layers, rows, tokens, rotary)
 
 
 class _StopRule:
@@ -354,8 +356,73 @@ def _draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> t
     return torch.searchsorted(total, uniforms[:, None] * total[:, -1:], right=True)[:, 0]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the decoder in as few calls as there can be.
+
+    Attributes:
+        heads: from hidden states [R, H] to queries, keys and values [R, (heads + 2 KV) D].
+        mlp: from hidden states to what is added to them.
+        weights: of the norm of queries and keys [heads + KV, D].
+        module: the layer itself.
+    """
+
+    heads: Callable[[torch.Tensor], torch.Tensor]
+    mlp: Callable[[torch.Tensor], torch.Tensor]
+    weights: torch.Tensor
+    module: Qwen3VLTextDecoderLayer
+
+
+def _layers(text: Qwen3VLTextModel) -> list[_Layer]:
+    """Return the layers; products that read the same become one where that takes little memory."""
+    layers = []
+    products = [
+        (
+            [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj],
+            [layer.mlp.gate_proj, layer.mlp.up_proj],
+        )
+        for layer in text.layers
+    ]
+    every = [m for pair in products for modules in pair for m in modules]
+    joins = (
+        # An adapter's layer is more than a product.
+        all(type(m) is Linear and m.bias is None for m in every)
+        and sum(m.weight.nbytes for m in every) <= _JOINED_BYTES
+    )
+    for layer, (reading, gating) in zip(text.layers, products, strict=True):
+        attention = layer.self_attn
+        counts = [m.out_features // attention.head_dim for m in reading]
+        norms = (attention.q_norm.weight, attention.k_norm.weight)
+        weights = torch.cat([w.expand(n, -1) for w, n in zip(norms, counts, strict=False)])
+        heads, mlp = partial(_side_by_side, reading), layer.mlp
+        if joins:
+            heads = partial(torch.matmul, other=_joined(reading))
+            mlp = partial(_gated, _joined(gating), layer.mlp)
+        layers.append(_Layer(heads, mlp, weights, layer))
+    return layers
+
+
+def _joined(modules: Sequence[Linear]) -> torch.Tensor:
+    weight = torch.cat([m.weight for m in modules])
+    return weight.to(_attention_dtype(weight)).T.contiguous()
+
+
+def _side_by_side(modules: Sequence[Linear], x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([m(x) for m in modules], -1)
+
+
+def _gated(weight: torch.Tensor, mlp: Qwen3VLTextMLP, x: torch.Tensor) -> torch.Tensor:
+    gate, up = (x @ weight).chunk(2, -1)
+    result: torch.Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
+    return result
+
+
 def _step(
-    text: Qwen3VLTextModel, rows: _Rows, tokens: torch.Tensor, rotary: torch.Tensor
+    text: Qwen3VLTextModel,
+    layers: Sequence[_Layer],
+    rows: _Rows,
+    tokens: torch.Tensor,
+    rotary: torch.Tensor,
 ) -> torch.Tensor:
     """Read a token in every row, for which there is room; return the hidden states [R, H]."""
     column = rows.length
@@ -364,22 +431,37 @@ def _step(
     rows.positions += 1
     mask = None if rows.mask is None else rows.mask[..., : rows.length]
     x = text.embed_tokens(tokens)
-    for layer, all_keys, all_values in zip(text.layers, rows.keys, rows.values, strict=True):
-        attention = layer.self_attn
-        heads = (len(x), -1, attention.head_dim)
-        y = layer.input_layernorm(x)
-        query = _rotate(attention.q_norm(attention.q_proj(y).view(heads)), cos, sin)
-        key = _rotate(attention.k_norm(attention.k_proj(y).view(heads)), cos, sin)
+    for layer, all_keys, all_values in zip(layers, rows.keys, rows.values, strict=True):
+        module, count = layer.module, all_keys.shape[1]
+        attention = module.self_attn
+        size = attention.head_dim
+        heads = layer.heads(_normed(x, module.input_layernorm)).view(len(x), -1, size)
+        turning, values = heads.tensor_split((len(layer.weights),), 1)
+        turned = _rotate(
+            rms_norm(turning, (size,), None, attention.q_norm.variance_epsilon) * layer.weights,
+            cos,
+            sin,
+        )
+        query, key = turned.tensor_split((len(layer.weights) - count,), 1)
         all_keys[:, :, column] = key
-        all_values[:, :, column] = attention.v_proj(y).view(heads)
-        keys, values = all_keys[:, :, : rows.length], all_values[:, :, : rows.length]
+        all_values[:, :, column] = values
         # Query heads that share a key head stand together, as if they were queries of that one
         # head: then no kernel has to repeat the keys.
-        query = query.view(len(x), keys.shape[1], -1, attention.head_dim)
-        y = scaled_dot_product_attention(query, keys, values, mask, scale=attention.scaling)
+        y = scaled_dot_product_attention(
+            query.reshape(len(x), count, -1, size),
+            all_keys[:, :, : rows.length],
+            all_values[:, :, : rows.length],
+            mask,
+            scale=attention.scaling,
+        )
         x = x + attention.o_proj(y.reshape(len(x), -1))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return text.norm(x)
+        x = x + layer.mlp(_normed(x, module.post_attention_layernorm))
+    return _normed(x, text.norm)
+
+
+def _normed(x: torch.Tensor, norm: Qwen3VLTextRMSNorm) -> torch.Tensor:
+    """Return what the norm returns, in one call."""
+    return rms_norm(x, norm.weight.shape, None, norm.variance_epsilon) * norm.weight
 
 
 def _rotary(text: Qwen3VLTextModel, count: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ from mgsd_core.checkpoints import (
 )
 from mgsd_core.config import ComputeConfig, StageConfig, TextConfig, config_dict
 from mgsd_core.encoding import Batch, completion_hidden
+from mgsd_core.kernels import quicken
 from mgsd_core.metrics import Metrics
 from mgsd_core.model import Backbone, save_backbone
 from mgsd_core.processes import sums, together, whole, whole_weights
@@ -77,11 +78,14 @@ class Work:
         passes: what goes forward and backward.
         shares: weight of each group's mean in the step's loss.
         logged: (sum, count) of further values; their means over all processes are logged.
+        shared: tensors that passes read in place of what these were computed from, with what they
+            were: their gradients, once all passes have added to them, are passed on.
     """
 
     passes: Sequence[Pass]
     shares: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
     logged: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    shared: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
 #: This process's work of a step.
@@ -166,6 +170,7 @@ def train(
             f"{name}: {processes.num_processes} processes cannot share a batch of {config.batch}"
         )
     model.to(processes.device)
+    quicken(model)
     if compute.gradient_checkpointing:
         activation_checkpointing(model, True)
     updates = start_updates(
@@ -267,6 +272,10 @@ def _add_gradients(
         updates.backward(total * share, last=i == len(passes) - 1)
         if part.tokens:
             found.append((part, total.detach(), extra))
+    if work.shared:
+        torch.autograd.backward(
+            [origin for _, origin in work.shared], [read.grad for read, _ in work.shared]
+        )
     bad = [n for part, total, _ in found if not torch.isfinite(total) for n in part.scenes]
     if names := together(processes, bad):
         raise TrainingError(f"{what} is not finite ({_scenes(names)}); {_INTACT}")

@@ -21,6 +21,9 @@ SETTINGS = [
     *(f"{stage}.batch=5" for stage in ("text", "coldstart", "distill")),
     *("text.steps=4", "coldstart.steps=4", "coldstart.replay=0.4", "distill.steps=4"),
     *("coldstart.validate_every=2", "distill.validate_every=2", "compute.pass_tokens=300"),
+    # A number drawn between two sums that differ by rounding chooses another token, and all that
+    # follows differs. With this seed none lies there.
+    "distill.seed=1",
 ]
 
 

@@ -188,7 +188,7 @@ def _probabilities(backbone, prompt, temperature):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_tokens_are_drawn_from_the_models_distribution(restless, temperature):
-    draws, prompt = 4000, text_ids(restless, "Size 3.")
+    draws, prompt = 16000, text_ids(restless, "Size 3.")
     responses = generate(restless, [prompt] * draws, None, 1, temperature, uniform(draws, 1))
     counts = torch.bincount(torch.tensor(responses)[:, 0], minlength=len(restless.tokenizer))
 
