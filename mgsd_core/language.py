@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from sim import Cell, FamilyError
@@ -34,8 +33,6 @@ class Field:
             before it. It raises ValueError or LookupError where the text, which may be any text, is
             something else. None where the sentence only says what follows from other fields.
         title: what the sentence begins with; default: the name, its first letter a capital.
-        covers: returns the cells that the field is about, if it is about any: stage 1 asks what is
-            in every cell.
     """
 
     name: str
@@ -44,7 +41,6 @@ class Field:
     write: Callable[[Any], str]
     read: Callable[[str, Mapping[str, Any]], Any] | None
     title: str = ""
-    covers: Callable[[Any], Collection[Cell]] | None = None
 
     def __post_init__(self) -> None:
         title = self.title or self.name[:1].upper() + self.name[1:].replace("_", " ")
@@ -145,13 +141,9 @@ def cell(name: str, question: str = "") -> Field:
             raise StateTextError(f"{name[:1].upper()}{name[1:]} must be one cell")
         return found[0]
 
+    question = question or f"Where is the {name}?"
     return Field(
-        name,
-        question or f"Where is the {name}?",
-        "(row,column)",
-        lambda state: cell_text(getattr(state, name)),
-        read,
-        covers=lambda state: (getattr(state, name),),
+        name, question, "(row,column)", lambda state: cell_text(getattr(state, name)), read
     )
 
 
@@ -175,10 +167,7 @@ def cells(
         return cells_text(getattr(state, name) if of is None else of(state))
 
     question = question or f"Which cells are {name}?"
-    if of is not None:
-        return Field(name, question, "(row,column) …", write, None)
-    covers = attrgetter(name)
-    return Field(name, question, "(row,column) …", write, read, covers=covers)
+    return Field(name, question, "(row,column) …", write, read if of is None else None)
 
 
 def cell_text(cell: Cell) -> str:

@@ -251,24 +251,14 @@ def parse_response(text: str, family: str) -> ParsedResponse:
 #: Asks for all of a state at once.
 STATE_QUESTION = "What is the state?"
 
-# A word on every cell teaches a model that is trained from nothing where in a picture a cell lies:
-# sooner than a position here and there does.
-_CELLS_QUESTION = "What is in every cell?"
-
 _LEGAL_QUESTION = "Which actions are legal now?"
 
 
 def questions(state: State) -> list[tuple[str, str]]:
     """Return (question, answer) pairs about a state; answers use the sentences of `state_text`."""
     fields = find_language(state.family).fields
-    covering = {f.name: f.covers(state) for f in fields if f.covers is not None}
-    held = [
-        f"{cell_text(c)} {' '.join(n for n, cells in covering.items() if c in cells) or 'none'}"
-        for c in all_cells(state.size)
-    ]
     return [
         (STATE_QUESTION, state_text(state)),
-        *([(_CELLS_QUESTION, f"Cells {' '.join(held)}.")] if covering else []),
         *((field.question, field.sentence(state)) for field in fields),
         (_LEGAL_QUESTION, f"Legal {' '.join(map(str, legal_actions(state))) or 'none'}."),
     ]
