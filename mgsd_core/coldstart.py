@@ -102,12 +102,15 @@ def train_coldstart(
     # Every question of every picture, where each is asked as often as the others.
     pairs = [(i, j) for i, of_picture in enumerate(questions) for j in range(len(of_picture))]
     config = with_steps(config, len(pairs))
+    sizes = [state.size for state in scenes.states]
 
     def work_of_step(step: int) -> Work:
         rng = random.Random(f"coldstart/{config.seed}/{step}")
         chosen = []
         if config.by_length:
-            for index in epoch_indices(len(questions), asked, config.seed, step) if asked else []:
+            shown = shown_at(sizes, config, step)
+            for place in epoch_indices(len(shown), asked, config.seed, step) if asked else []:
+                index = shown[place]
                 # What is learned from a picture grows with the words of the answer.
                 weights = [len(answer.split()) for _, answer in questions[index]]
                 chosen.append((index, rng.choices(range(len(weights)), weights)[0]))
@@ -156,6 +159,20 @@ def _asked(state: State, plan: Plan, style: str, config: ColdstartConfig) -> lis
     if config.target == "plan":
         return [(prompts.instruction(state.family, style), prompts.response_text(state, plan))]
     return prompts.questions(state)
+
+
+def shown_at(sizes: Sequence[int], config: ColdstartConfig, step: int) -> Sequence[int]:
+    """Return which pictures the curriculum shows at a step.
+
+    Args:
+        sizes: level of each picture.
+        config: of the stage.
+        step: from 0 on.
+    """
+    levels = sorted(set(sizes))
+    span = config.curriculum * config.steps
+    count = len(levels) if step >= span else 1 + int(step * len(levels) / span)
+    return [i for i, size in enumerate(sizes) if size <= levels[count - 1]]
 
 
 def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[Record]:

@@ -179,6 +179,8 @@ class ColdstartConfig(StageConfig):
         reference: share of the replayed prompts that hold the reference plan.
         by_length: ask every picture once an epoch, a long answer's question more often; otherwise
             ask every question of every picture once an epoch.
+        curriculum: share of the steps over which the levels join in, the smallest first, one after
+            the other; 0 shows all from the start.
         lora: the adapter that is trained, if any.
     """
 
@@ -186,6 +188,7 @@ class ColdstartConfig(StageConfig):
     replay: float = 0.0
     reference: float = 0.5
     by_length: bool = True
+    curriculum: float = 0.0
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
@@ -193,6 +196,9 @@ class ColdstartConfig(StageConfig):
         _choice("coldstart.target", self.target, TARGETS)
         _share("coldstart.replay", self.replay)
         _share("coldstart.reference", self.reference)
+        _share("coldstart.curriculum", self.curriculum)
+        if self.curriculum and not self.by_length:
+            raise ConfigError("coldstart.curriculum is for coldstart.by_length=true only")
 
 
 @dataclass(frozen=True)

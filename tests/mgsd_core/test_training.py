@@ -9,16 +9,19 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mgsd_core.adapters import adapter_off, add_adapter
 from mgsd_core.checkpoints import CheckpointError
-from mgsd_core.coldstart import Sample, supervised_passes
-from mgsd_core.config import ComputeConfig, LoraConfig, StageConfig, load_config
+from mgsd_core.coldstart import Sample, shown_at, supervised_passes
+from mgsd_core.config import ColdstartConfig, ComputeConfig, LoraConfig, StageConfig, load_config
 from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
 from mgsd_core.encoding import completion_logits, make_batch, prompt_ids, text_ids
 from mgsd_core.estimators import ESTIMATORS
@@ -119,6 +122,26 @@ def _files(run: Path) -> dict[str, bytes]:
     """All files but TensorBoard's, which hold the time of day."""
     files = [f for f in sorted(run.rglob("*")) if f.is_file() and "tensorboard" not in f.parts]
     return {str(f.relative_to(run)): f.read_bytes() for f in files}
+
+
+@given(
+    st.lists(st.integers(3, 8), min_size=1, max_size=20),
+    st.floats(0, 1),
+    st.integers(6, 500),
+)
+def test_a_curriculum_begins_with_the_smallest_levels_and_ends_with_all(sizes, share, steps):
+    config = ColdstartConfig(batch=4, learning_rate=1e-3, steps=steps, curriculum=share)
+    shown = [shown_at(sizes, config, step) for step in range(steps)]
+    assert shown[-1] == list(range(len(sizes)))
+    for before, after in pairwise(shown):
+        assert set(before) <= set(after)
+    for indices in shown:
+        largest = max(sizes[i] for i in indices)
+        assert indices == [i for i, size in enumerate(sizes) if size <= largest]
+    if share * steps >= len(set(sizes)):
+        assert {sizes[i] for i in shown[0]} == {min(sizes)}
+    if share == 0:
+        assert shown[0] == shown[-1]
 
 
 def test_killed_stages_go_on_to_the_same_files(data, tmp_path):
