@@ -155,16 +155,18 @@ def run_experiment(
         `mgsd evaluate` wrote.
 
     Raises:
-        ExperimentError: there is no such arm.
+        ExperimentError: there is no such arm, or `out` holds another experiment.
         mgsd_core.steps.StepError: a step failed; it has said why.
     """
     known = {arm.name: arm for arm in experiment.arms}
     if unknown := sorted(set(arms) - set(known)):
         raise ExperimentError(f"no arm {unknown[0]!r}; arms are: {', '.join(known)}")
+    begun = _check_same(experiment, out)
     data = out / "data"
     for split in ("train", "validation", "test"):
         for task in experiment.data.tasks:
             _generate(experiment.data, task, split, data)
+    write_file(out / "experiment.json", begun)
     for seed in seeds:
         run = out / f"seed-{seed}"
         for name in arms:
@@ -187,6 +189,23 @@ def collect(experiment: Experiment, out: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _check_same(experiment: Experiment, out: Path) -> str:
+    """Refuse results of one experiment beside those of another; return what to remember in `out`."""
+    file = out / "experiment.json"
+    wanted = json.loads(json.dumps(asdict(experiment)))  # as it is read back: lists, no tuples
+    arms = {arm["name"]: arm for arm in wanted.pop("arms")}
+    known: dict[str, Any] = {"arms": {}}
+    if file.is_file():
+        known = json.loads(file.read_text())
+        changed = [key for key in wanted if known[key] != wanted[key]]
+        changed += [f"the arm {n}" for n in arms if known["arms"].get(n, arms[n]) != arms[n]]
+        if changed:
+            raise ExperimentError(
+                f"{out} was begun with something else as {changed[0]}; take another --out"
+            )
+    return json.dumps({**wanted, "arms": known["arms"] | arms}, indent=1) + "\n"
+
+
 def _generate(config: DataConfig, task: Task, split: str, data: Path) -> None:
     run_step(
         "generate", "--family", task.family, "--level", task.level,
@@ -202,10 +221,9 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
         return
     seeded = [f"{s}.seed={seed}" for s in ("backbone", "text", "coldstart", "distill")]
     shared = [*seeded, *experiment.settings]
-    run_step("coldstart", *_training(experiment, shared, data), "--out", run)
+    if not (run / "stage1" / "model").is_dir():
+        run_step("coldstart", *_training(experiment, shared, data), "--out", run)
     start = run / arm.start / "model"
-    if arm.start == "base":
-        start = run / "base" / "model"
     model, where = start, run / "arms" / arm.name
     settings = _training(experiment, [*shared, *arm.settings], data)
     limit = ["--limit", arm.limit] if arm.limit else []

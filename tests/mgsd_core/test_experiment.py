@@ -90,6 +90,23 @@ def test_a_second_call_trains_nothing_and_draws_the_same(done, capfd):
     assert {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("limit: 2", "limit: 3", "something else as the arm supervised"),
+        ("  train: 4", "  train: 5", "something else as data"),
+        ("text.steps=2", "text.steps=3", "something else as settings"),
+    ],
+)
+def test_results_of_two_experiments_are_never_mixed(done, tmp_path, capsys, old, new, says):
+    path, command = done
+    (tmp_path / "other.yaml").write_text(TINY.replace(old, new, 1))
+    before = (path / "results.json").read_bytes()
+    assert main([command[0], str(tmp_path / "other.yaml"), *command[2:]]) == 2
+    assert says in capsys.readouterr().err
+    assert (path / "results.json").read_bytes() == before
+
+
 def test_table_and_plot_are_drawn_from_the_results_alone(done, tmp_path, capsys):
     path, _ = done
     for name in ("results.json", "tiny.yaml"):
