@@ -190,7 +190,7 @@ def collect(experiment: Experiment, out: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(experiment: Experiment, out: Path) -> str:
-    """Refuse results of one experiment beside those of another; return what to remember in `out`."""
+    """Refuse results of one experiment beside those of another; return what `out` remembers."""
     file = out / "experiment.json"
     wanted = json.loads(json.dumps(asdict(experiment)))  # as it is read back: lists, no tuples
     arms = {arm["name"]: arm for arm in wanted.pop("arms")}
