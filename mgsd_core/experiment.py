@@ -32,6 +32,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_MOST_SEEDS = len(_T95) + 1
 
 
 class ExperimentError(ValueError):
@@ -155,13 +156,16 @@ def run_experiment(
         `mgsd evaluate` wrote.
 
     Raises:
-        ExperimentError: there is no such arm, or `out` holds another experiment.
+        ExperimentError: there is no such arm, too many seeds, or `out` holds another experiment.
         mgsd_core.steps.StepError: a step failed; it has said why.
     """
     known = {arm.name: arm for arm in experiment.arms}
     if unknown := sorted(set(arms) - set(known)):
         raise ExperimentError(f"no arm {unknown[0]!r}; arms are: {', '.join(known)}")
     begun = _check_same(experiment, out)
+    count = len({f"seed-{seed}" for seed in seeds} | {path.name for path in out.glob("seed-*")})
+    if count > _MOST_SEEDS:  # said before days of training, not after
+        raise ExperimentError(f"{out} would hold {count} seeds; the most are {_MOST_SEEDS}")
     data = out / "data"
     for split in ("train", "validation", "test"):
         for task in experiment.data.tasks:
@@ -196,9 +200,15 @@ def _check_same(experiment: Experiment, out: Path) -> str:
     arms = {arm["name"]: arm for arm in wanted.pop("arms")}
     known: dict[str, Any] = {"arms": {}}
     if file.is_file():
-        known = json.loads(file.read_text())
-        changed = [key for key in wanted if known[key] != wanted[key]]
-        changed += [f"the arm {n}" for n in arms if known["arms"].get(n, arms[n]) != arms[n]]
+        try:
+            known = json.loads(file.read_text())
+            changed = [key for key in wanted if known[key] != wanted[key]]
+            changed += [f"the arm {n}" for n in arms if known["arms"].get(n, arms[n]) != arms[n]]
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ExperimentError(
+                f"{file} is damaged ({error!r}): take another --out, or delete it if what lies "
+                "beside it is of this experiment"
+            ) from None
         if changed:
             raise ExperimentError(
                 f"{out} was begun with something else as {changed[0]}; take another --out"
@@ -278,8 +288,8 @@ def interval(values: Sequence[float]) -> Interval:
         ExperimentError: there are none, or more than the table of quantiles has.
     """
     count = len(values)
-    if not 1 <= count <= len(_T95) + 1:
-        raise ExperimentError(f"intervals are for 1 to {len(_T95) + 1} seeds, not {count}")
+    if not 1 <= count <= _MOST_SEEDS:
+        raise ExperimentError(f"intervals are for 1 to {_MOST_SEEDS} seeds, not {count}")
     if count == 1:
         return Interval(values[0], None, None, tuple(values))
     spread = _T95[count - 2] * statistics.stdev(values)
@@ -386,7 +396,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
 
 
 def write_results(experiment: Experiment, results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write `results.json` (raw results with the experiment and versions), and what it draws."""
+    """Write `results.json`: raw results, with the experiment and versions."""
     report = {
         "schema_version": 1,
         "experiment": asdict(experiment),
@@ -396,7 +406,6 @@ def write_results(experiment: Experiment, results: Sequence[Mapping[str, Any]], 
     }
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "results.json", json.dumps(report, indent=1) + "\n")
-    redraw(out)
 
 
 def redraw(out: Path) -> str:
@@ -406,6 +415,8 @@ def redraw(out: Path) -> str:
         ExperimentError: `results.json` is damaged, or of another version.
         OSError: it is not there.
     """
+    if not (out / "results.json").is_file():
+        raise FileNotFoundError(f"{out} holds no results.json: run the experiment first")
     try:
         report = json.loads((out / "results.json").read_text())
         if report["schema_version"] != 1:
@@ -415,7 +426,7 @@ def redraw(out: Path) -> str:
         experiment = build(Experiment, report["experiment"], "")
         table = rows(experiment, report["results"])
         text = markdown(table)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ExperimentError(f"{out / 'results.json'} is damaged: {error!r}") from None
     write_file(out / "table.md", text)
     draw(table, out / "success.svg")

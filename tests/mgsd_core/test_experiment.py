@@ -177,3 +177,29 @@ def test_damaged_results_are_one_line(tmp_path):
     (tmp_path / "results.json").write_text('{"schema_version": 2}')
     with pytest.raises(ExperimentError, match="schema 2"):
         redraw(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_memory_of_what_runs_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "experiment.json").write_text(text)
+    assert main(["experiment", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "experiment.json is damaged" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "experiment.json").read_text() == text
+
+
+def test_too_many_seeds_are_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "runs" / "seed-50").mkdir(parents=True)
+    seeds = ["--seeds", *map(str, range(10))]
+    command = ["experiment", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "runs"), *seeds]
+    assert main(command) == 2
+    assert "would hold 11 seeds; the most are 10" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["seed-50"]
+
+
+def test_nothing_to_draw_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the experiment first"):
+        redraw(tmp_path)
