@@ -20,6 +20,7 @@ from mgsd_core.adapters import adapter_off, has_adapter
 from mgsd_core.coldstart import check_length
 from mgsd_core.config import ComputeConfig, DistillConfig
 from mgsd_core.encoding import (
+    TAKES_SEEN,
     Seen,
     completion_hidden,
     completion_tokens,
@@ -190,6 +191,8 @@ def sees_once(
 
     That keeps the activations of all of them, where else every pass keeps those of its own.
     """
+    if not TAKES_SEEN:
+        return False
     tower = student.model.config.vision_config
     patches = -(-config.batch // processes) * student.image.grid**2
     # What a block keeps of a patch, about: norms, queries, keys, values, and the MLP's inside.

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 from transformers import DynamicCache, Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures,
+    Qwen3VLModel,
+)
 
 from mgsd_core.kernels import WANTED
 from mgsd_core.model import Backbone
 from mgsd_core.prompts import Prompt
 from mgsd_core.runtime.preprocess import mrope_positions, patchify
+
+_SEEN_ARGUMENT = "mm_encoder_outputs"
+
+#: Whether the model can read what was seen before; an older transformers would silently ignore it.
+TAKES_SEEN = _SEEN_ARGUMENT in inspect.signature(Qwen3VLModel.forward).parameters
 
 
 @dataclass(frozen=True)
@@ -194,10 +204,10 @@ def last_hidden(
         places: int64 [N].
         cache: is given keys and values.
     """
-    seen = None
+    more: dict[str, Any] = {WANTED: places}
     if batch.seen is not None:
         first, *others = (feature.unbind() for feature in batch.seen.features)
-        seen = {
+        more[_SEEN_ARGUMENT] = {
             "image": BaseModelOutputWithDeepstackFeatures(
                 pooler_output=first, deepstack_features=others
             )
@@ -209,10 +219,9 @@ def last_hidden(
         position_ids=batch.positions,
         pixel_values=batch.pixels,
         image_grid_thw=batch.grid,
-        mm_encoder_outputs=seen,
         past_key_values=cache,
         use_cache=cache is not None,
-        **{WANTED: places},
+        **more,
     ).last_hidden_state
     return hidden if hidden.ndim == 2 else hidden.flatten(0, 1).index_select(0, places)
 
