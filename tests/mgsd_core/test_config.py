@@ -102,7 +102,7 @@ def test_bad_files_are_named(tmp_path, text, says):
 
 
 def test_missing_configurations_say_what_exists():
-    with pytest.raises(ConfigError, match="there are nano, qwen3vl_4b, qwen3vl_8b, or"):
+    with pytest.raises(ConfigError, match="there are nano, nano_all, qwen3vl_4b, qwen3vl_8b, or"):
         load_config("giga")
     with pytest.raises(ConfigError, match="no configuration file"):
         load_config("giga.yaml")
