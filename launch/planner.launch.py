@@ -36,7 +36,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "bundle",
                 default_value="",
-                description="Directory of the bundle; empty: as in the parameter file.",
+                description="Directory of the bundle; empty: as in the parameter file, or else the "
+                "one that comes with the package.",
             ),
             DeclareLaunchArgument(
                 "family",

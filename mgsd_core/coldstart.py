@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,20 @@ from mgsd_core.training import (
     train,
     with_steps,
 )
-from sim import Plan, State, sample_split, solve
+from sim import Plan, State, find_family, legal_actions, sample_split, solve
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and the text that is to follow it; `scene` names what it is about."""
+    """A prompt and the text that is to follow it; `scene` names what it is about.
+
+    `begun` is how the answer begins where that part is given, not learned.
+    """
 
     prompt: Prompt
     answer: str
     scene: str
+    begun: str = ""
 
 
 def train_text(
@@ -60,7 +66,7 @@ def train_text(
 
     def work_of_step(step: int) -> Work:
         rng = random.Random(f"text/{config.seed}/{step}")
-        samples = [text_sample(backbone, rng, tasks, config.reference) for _ in range(config.batch)]
+        samples = [text_sample(backbone, rng, tasks, config) for _ in range(config.batch)]
         return Work(supervised_passes(backbone, compute, share(processes, samples)))
 
     return train(
@@ -116,7 +122,7 @@ def train_coldstart(
                 chosen.append((index, rng.choices(range(len(weights)), weights)[0]))
         else:
             chosen = [pairs[p] for p in epoch_indices(len(pairs), asked, config.seed, step)]
-        texts = [text_sample(backbone, rng, tasks, config.reference) for _ in range(replayed)]
+        texts = [text_sample(backbone, rng, tasks, config) for _ in range(replayed)]
 
         mine = share(processes, chosen)
         samples = [
@@ -200,17 +206,49 @@ def text_sample(
     backbone: Backbone,
     rng: random.Random,
     tasks: Sequence[tuple[str, int]],
-    reference: float,
+    config: TextConfig | ColdstartConfig,
 ) -> Sample:
-    """Return a text planning problem on a random training state, with its perfect response."""
+    """Return a text planning problem on a random training state, with its perfect response.
+
+    With a detour the response begins with a way that leaves the shortest one, and what is learned
+    is how to go on from there: as a teacher it must know that of any response.
+    """
     family, level = rng.choice(tasks)
     seed = rng.getrandbits(48)
     state = sample_split(family, level, "train", seed)
     plan = solve(state)
     assert plan is not None, "sampled states can be solved"
-    shown = plan if rng.random() < reference else None
+    shown = plan if rng.random() < config.reference else None
     prompt = prompts.symbolic_prompt(state, backbone.style, shown)
-    return Sample(prompt, prompts.response_text(state, plan), f"{family}-{level}-train-{seed}")
+    scene = f"{family}-{level}-train-{seed}"
+    # No random number is drawn where there are no detours: what was trained so stays as it is.
+    if config.detours and rng.random() < config.detours:
+        gone, rest = detour(state, plan, rng)
+        if rest is not None:
+            begun = f"{prompts.state_text(state)} {prompts.route_text(state, gone).rstrip('.')}"
+            return Sample(prompt, prompts.response_text(state, gone + rest), scene, begun)
+    return Sample(prompt, prompts.response_text(state, plan), scene)
+
+
+def detour(state: State, plan: Plan, rng: random.Random, most: int = 3) -> tuple[Plan, Plan | None]:
+    """Leave a plan somewhere for up to `most` random legal actions.
+
+    Returns:
+        The actions up to there, and the shortest plan from there on, None where there is none.
+    """
+    family = find_family(state.family)
+    kept, extra = rng.randrange(len(plan)), rng.randint(1, most)
+    gone: list[StrEnum] = []
+    pose = family.begin(state)
+    for number in range(kept + extra):
+        action = plan[number] if number < kept else rng.choice(legal_actions(state, pose))
+        after = family.step(state, pose, action)
+        assert not isinstance(after, StrEnum), "actions of a plan and legal ones can be done"
+        if after.done:
+            break
+        gone.append(action)
+        pose = after
+    return tuple(gone), solve(state, pose)
 
 
 def supervised_passes(
@@ -230,8 +268,14 @@ def supervised_passes(
     Raises:
         mgsd_core.training.TrainingError: a sample is longer than `compute.max_tokens`.
     """
-    asked = [prompt_ids(backbone, sample.prompt) for sample in samples]
-    said = [[*text_ids(backbone, sample.answer), backbone.end_token] for sample in samples]
+    asked, said = [], []
+    for sample in samples:
+        answer = text_ids(backbone, sample.answer)
+        given = text_ids(backbone, sample.begun) if sample.begun else []
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(given, answer, strict=False))
+        count = len(list(same))
+        asked.append([*prompt_ids(backbone, sample.prompt), *answer[:count]])
+        said.append([*answer[count:], backbone.end_token])
     lengths = [len(a) + len(s) for a, s in zip(asked, said, strict=True)]
     for sample, length in zip(samples, lengths, strict=True):
         check_length(backbone, compute, length, sample.scene, sample.prompt.has_image)

@@ -31,7 +31,11 @@ def register_plan(commands: Any) -> None:
     add(
         "images", type=Path, nargs="+", metavar="IMAGE", help="picture file, or a directory of them"
     )
-    add("--bundle", type=Path, required=True, help="what `mgsd export` wrote")
+    add(
+        "--bundle",
+        type=Path,
+        help="what `mgsd export` wrote (default: the model that comes with the package)",
+    )
     add("--family", default="frozenlake", help="family to plan for")
     add("--backend", default="auto", help="what runs the bundle: auto or onnxruntime-cpu")
     add("--threads", type=int, help="CPU threads [count]; default: one for a small model, else all")

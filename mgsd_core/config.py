@@ -158,13 +158,17 @@ class TextConfig(StageConfig):
 
     Attributes:
         reference: share of the prompts that hold the reference plan.
+        detours: share of the responses that begin with a given detour, to be gone on from: the
+            teacher of stage 2 meets such ones.
     """
 
     reference: float = 0.5
+    detours: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _share("text.reference", self.reference)
+        _share("text.detours", self.detours)
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ class ColdstartConfig(StageConfig):
         replay: share of the samples that are stage 0's text planning, so that a small model does
             not forget how to plan.
         reference: share of the replayed prompts that hold the reference plan.
+        detours: share of the replayed responses that begin with a given detour.
         by_length: ask every picture once an epoch, a long answer's question more often; otherwise
             ask every question of every picture once an epoch.
         curriculum: share of the steps over which the levels join in, the smallest first, one after
@@ -187,6 +192,7 @@ class ColdstartConfig(StageConfig):
     target: str = "state"
     replay: float = 0.0
     reference: float = 0.5
+    detours: float = 0.0
     by_length: bool = True
     curriculum: float = 0.0
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -196,6 +202,7 @@ class ColdstartConfig(StageConfig):
         _choice("coldstart.target", self.target, TARGETS)
         _share("coldstart.replay", self.replay)
         _share("coldstart.reference", self.reference)
+        _share("coldstart.detours", self.detours)
         _share("coldstart.curriculum", self.curriculum)
         if self.curriculum and not self.by_length:
             raise ConfigError("coldstart.curriculum is for coldstart.by_length=true only")

@@ -1,5 +1,6 @@
 """`mgsd demo`: the whole way, from a rendered scene to a plan that a ROS 2 node publishes.
 
+First the model that comes with the package plans; then a small one is trained from nothing.
 Every step is a command that a user can type; it is printed before it runs. Steps write what they
 make under one directory and go on from there when the demo is started again.
 """
@@ -18,11 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgsd_core.runtime.installed import installed_path, shipped_bundle
 from mgsd_core.steps import run_step, show
-from sim import FAMILIES, LEVELS, Action, Cell, simulate
+from sim import FAMILIES, LEVELS, Action, Cell, Plan, simulate
 from sim.files import write_file
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sim.dataset import Episode
     from sim.drawing import CellToPixel
 
@@ -36,6 +41,10 @@ STYLES = "overhead"
 #: Points of macro success that MGSD must gain over the base for exit status 0.
 REQUIRED_GAIN = 0.60
 
+#: What the model that comes with the package has learned.
+SHIPPED_LEVELS = {"frozenlake": "3-6", "maze": "3-5", "minibehaviour": "5-6"}
+_SHIPPED_COUNT = 20
+
 _READY_TIMEOUT = 60.0
 
 
@@ -44,9 +53,10 @@ def register_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="everything once: scenes, both stages, table, export, bag, ROS 2 node, pictures",
-        description="Generates scenes, trains all stages of nano, compares base, stage 1, MGSD and "
-        "the symbolic upper bound on held-out scenes, exports, records bags and plans their frames "
-        "in a real ROS 2 node. Status 1 when MGSD gains less than "
+        description="Lets the model that comes with the package plan held-out scenes of all "
+        "families. Then generates scenes, trains all stages of nano, compares base, stage 1, MGSD "
+        "and the symbolic upper bound on held-out scenes, exports, records bags and plans their "
+        "frames in a real ROS 2 node. Status 1 when MGSD gains less than "
         f"{100 * REQUIRED_GAIN:.0f} points over the base.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -84,7 +94,10 @@ def run_demo(args: argparse.Namespace) -> int:
     tasks = [(family, LEVELS[family][0]) for family in args.families]
     data, run, bundle = out / "data", out / "train", out / "bundle"
 
-    _title(1, "Scenes in simulation, each with the state read back from it")
+    _title(1, "The model that comes with the package, on held-out scenes of all families")
+    shipped = _plan_with_shipped(out / "shipped", args.seed)
+
+    _title(2, "Scenes in simulation, each with the state read back from it")
     counts = {"train": args.scenes, "validation": 40, "test": args.held_out}
     for split, count in counts.items():
         for family, level in tasks:
@@ -97,13 +110,13 @@ def run_demo(args: argparse.Namespace) -> int:
     training = ["--config", args.config, "--data", data, "--out", run]
     for setting in (*(f"{s}.seed={args.seed}" for s in _SEEDED), *args.set):
         training += ["--set", setting]
-    _title(2, "Stage 0 (nano plans from text: the base) and stage 1 (what is in the picture?)")
+    _title(3, "Stage 0 (nano plans from text: the base) and stage 1 (what is in the picture?)")
     run_step("coldstart", *training)
     base, stage1, stage2 = (run / name / "model" for name in ("base", "stage1", "stage2"))
-    _title(3, "Stage 2: the frozen base, reading symbols, corrects the student's own answers")
+    _title(4, "Stage 2: the frozen base, reading symbols, corrects the student's own answers")
     run_step("distill", *training, "--student", stage1, "--teacher", base)
 
-    _title(4, "Held-out scenes: base, stage 1, MGSD, and the base reading the true state")
+    _title(5, "Held-out scenes: base, stage 1, MGSD, and the base reading the true state")
     models = {"base": base, "stage 1": stage1, "MGSD": stage2}
     results = {}
     for name, model in models.items():
@@ -113,14 +126,14 @@ def run_demo(args: argparse.Namespace) -> int:
     results["symbolic upper bound"] = results["base"]["symbolic"]
     _print_table(results)
 
-    _title(5, "Export: two ONNX graphs, checked against transformers on golden pictures")
+    _title(6, "Export: two ONNX graphs, checked against transformers on golden pictures")
     run_step("export", "--model", stage2, "--data", data, "--out", bundle, "--overwrite")
 
-    _title(6, "Held-out frames in a bag, through a real ROS 2 node in a process of its own")
+    _title(7, "Held-out frames in a bag, through a real ROS 2 node in a process of its own")
     frames = min(args.frames, args.held_out)
     played = {f: _through_ros(out, data, bundle, f, frames) for f in args.families}
 
-    _title(7, "Pictures")
+    _title(8, "Pictures")
     pictures = _draw(data, out, played)
 
     gain = results["MGSD"]["macro"]["success"] - results["base"]["macro"]["success"]
@@ -143,6 +156,7 @@ def run_demo(args: argparse.Namespace) -> int:
         f"\nMGSD gains {100 * gain:+.1f} points of success over its base "
         f"({report['seconds'] / 60:.1f} min in all)\n\n"
         f"  results   {out / 'results.json'}\n"
+        f"  shipped   {shipped}  (mgsd plan PICTURE --family maze)\n"
         f"  pictures  {pictures[0]}  and {len(pictures) - 1} more beside it\n"
         f"  bundle    {bundle}  (mgsd plan PICTURE --bundle {bundle} --family frozenlake)\n"
         f"  bags      {out / 'bags'}\n"
@@ -153,6 +167,36 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 _SEEDED = ("backbone", "text", "coldstart", "distill")
+
+
+def _plan_with_shipped(out: Path, seed: int) -> Path:
+    """Judge the model that comes with the package on fresh scenes; return a sheet of its plans."""
+    from PIL import Image
+
+    from mgsd_core.runtime import Planner
+    from sim.dataset import load_episodes
+    from sim.drawing import contact_sheet
+
+    data = out / "data"
+    for family, level in SHIPPED_LEVELS.items():
+        run_step(
+            "generate", "--family", family, "--level", level, "--count", _SHIPPED_COUNT,
+            "--split", "test", "--seed", 1000 + seed, "--size", SIZE, "--styles", STYLES,
+            "--workers", _workers(), "--out", data,
+        )  # fmt: skip
+    run_step("evaluate", "--model", shipped_bundle(), "--data", data, "--out", out)
+    drawn = []
+    for family in SHIPPED_LEVELS:
+        planner = Planner.load(family=family)
+        # One episode of each level in turn, the smallest first.
+        episodes = load_episodes(data, "test", family)[:: _SHIPPED_COUNT // 2]
+        for episode in episodes[:_SHEET_COLUMNS]:
+            response = planner.plan(episode.image)
+            drawn.append(_drawn(episode, response.plan or (), response.verdict.path))
+    out.mkdir(parents=True, exist_ok=True)
+    sheet = out / "sheet.png"
+    Image.fromarray(contact_sheet(drawn, _SHEET_COLUMNS)).save(sheet)
+    return sheet
 
 
 def _through_ros(
@@ -167,7 +211,7 @@ def _through_ros(
     )  # fmt: skip
     # Nothing leaves the machine, and no other ROS system on it is disturbed.
     environment = os.environ | {
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(loopback_profile()),
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(installed_path("config/fastdds_loopback.xml")),
         "ROS_DOMAIN_ID": str(40 + os.getpid() % 60),
         "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
     }
@@ -205,26 +249,12 @@ def _planner_node(bundle: Path, family: str, environment: dict[str, str]) -> Ite
         raise OSError(f"the planner node ended with status {node.returncode}")
 
 
-def loopback_profile() -> Path:
-    """Return the Fast DDS profile that keeps everything on this machine.
-
-    Raises:
-        FileNotFoundError: it is neither in a checkout nor where installation puts it.
-    """
-    name = "fastdds_loopback.xml"
-    places = [Path(__file__).parents[1] / "config", Path(sys.prefix) / "share/mgsd_ros/config"]
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, places))}")
-
-
 def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> list[Path]:
     """Draw the plan that came back over ROS on every frame; return the files, the sheet first."""
     from PIL import Image
 
     from sim.dataset import load_episodes
-    from sim.drawing import contact_sheet, draw_plan
+    from sim.drawing import contact_sheet
 
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,13 +264,7 @@ def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> lis
         for i, (episode, line) in enumerate(zip(episodes, lines, strict=True)):
             answer = line["played"]["answer"]
             actions = tuple(Action(a) for a in answer["actions"] or ())
-            outcome = simulate(episode.state, actions)
-            verdict = "reaches the goal" if outcome.success else f"fails: {outcome.failure}"
-            said = " ".join(map(str, actions)) or "no plan"
-            path = [tuple(cell) for cell in answer["path"]] or list(outcome.path)
-            picture = draw_plan(
-                episode.image, path, _projection(episode), actions, f"{said}: {verdict}"
-            )
+            picture = _drawn(episode, actions, [tuple(cell) for cell in answer["path"]])
             file = folder / f"{family}-{i:02d}.png"
             Image.fromarray(picture).save(file)
             files.append(file)
@@ -249,6 +273,18 @@ def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> lis
     sheet = folder / "sheet.png"
     Image.fromarray(contact_sheet(shown, _SHEET_COLUMNS)).save(sheet)
     return [sheet, *files]
+
+
+def _drawn(episode: Episode, plan: Plan, path: Sequence[Cell]) -> NDArray[np.uint8]:
+    """Return the episode's picture with a plan and what it comes to in the true state."""
+    from sim.drawing import draw_plan
+
+    outcome = simulate(episode.state, plan)
+    verdict = "reaches the goal" if outcome.success else f"fails: {outcome.failure}"
+    said = " ".join(map(str, plan)) or "no plan"
+    return draw_plan(
+        episode.image, path or outcome.path, _projection(episode), plan, f"{said}: {verdict}"
+    )
 
 
 def _projection(episode: Episode) -> CellToPixel:
@@ -282,7 +318,7 @@ def _print_table(results: dict[str, Any]) -> None:
 
 
 def _title(number: int, text: str) -> None:
-    print(f"\n[{number}/7] {text}", flush=True)
+    print(f"\n[{number}/8] {text}", flush=True)
 
 
 def _workers() -> int:

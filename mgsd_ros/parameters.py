@@ -53,7 +53,11 @@ class PlannerParameters:
         ParameterError: a value is of another type, not finite, out of range or none of the choices.
     """
 
-    bundle: str = _parameter("bundle", "", "Directory of the bundle to plan with.")
+    bundle: str = _parameter(
+        "bundle",
+        "",
+        "Directory of the bundle to plan with; empty takes the one that comes with the package.",
+    )
     family: str = _parameter(
         "family", "frozenlake", "Family of tasks that the camera sees, one of the bundle's."
     )

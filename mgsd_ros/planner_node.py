@@ -31,6 +31,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from mgsd_core.runtime import ImageError, Planner
+from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_ros import parameters
 from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
 from mgsd_ros.conversions import ConversionError, rgb_from_image
@@ -71,19 +72,16 @@ class PlannerNode(Node):
         """
         self._parameters = parameters.declare(self)
         parameters.warn_unknown(self)
-        if not self._parameters.bundle:
-            raise parameters.ParameterError(
-                "parameter bundle is empty; give a bundle's directory: -p bundle:=DIR"
-            )
         self._grid = self._parameters.grid()
+        bundle = self._parameters.bundle or shipped_bundle()
         started = time.monotonic()
         self._planner = Planner.load(
-            self._parameters.bundle,
+            bundle,
             backend=self._parameters.backend,
             family=self._parameters.family,
         )
         self.get_logger().info(
-            f"loaded {self._parameters.bundle} in {time.monotonic() - started:.1f} s: family "
+            f"loaded {bundle} in {time.monotonic() - started:.1f} s: family "
             f"{self._planner.family}, backend {self._planner.backend}, "
             f"digest {self._planner.bundle_digest[:12]}"
         )

@@ -122,27 +122,27 @@ def simulate(state: State, plan: Sequence[StrEnum]) -> Outcome:
 
 # Whoever draws a state has just asked whether it has a plan.
 @lru_cache(maxsize=64)
-def solve(state: State) -> Plan | None:
-    """Return the optimal plan, or None where there is none.
+def solve(state: State, pose: AnyPose | None = None) -> Plan | None:
+    """Return the optimal plan from `pose` on (default: the start), or None where there is none.
 
     Breadth-first search. Of all shortest plans it returns the first in the order of the family's
     actions, so that one state has one reference plan.
     """
     family = find_family(state.family)
-    first = family.begin(state)
+    first = family.begin(state) if pose is None else pose
     came_from: dict[AnyPose, tuple[AnyPose, StrEnum] | None] = {first: None}
     queue = deque([first])
     while queue:
-        pose = queue.popleft()
-        if pose.done:
+        here = queue.popleft()
+        if here.done:
             plan: list[StrEnum] = []
-            while (link := came_from[pose]) is not None:
-                pose, action = link
+            while (link := came_from[here]) is not None:
+                here, action = link
                 plan.append(action)
             return tuple(reversed(plan))
         for action in family.actions:
-            after = family.step(state, pose, action)
+            after = family.step(state, here, action)
             if not isinstance(after, StrEnum) and after not in came_from:
-                came_from[after] = (pose, action)
+                came_from[after] = (here, action)
                 queue.append(after)
     return None

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from mgsd_core.prompts import STOP_TEXT, parse_response
 from mgsd_core.runtime.bundle import TOKENIZER, Bundle, BundleError, read_bundle
+from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_core.runtime.ort_engine import OrtEngine
 from mgsd_core.runtime.preprocess import fit, mrope_positions, patchify
 from sim import Cell, Failure, Plan, State, simulate, state_to_dict
@@ -105,7 +106,7 @@ class Planner:
     @classmethod
     def load(
         cls,
-        bundle_dir: str | Path,
+        bundle_dir: str | Path | None = None,
         backend: str = "auto",
         family: str = "frozenlake",
         threads: int | None = None,
@@ -114,7 +115,7 @@ class Planner:
         """Load a bundle; every file's digest is checked before any is used.
 
         Args:
-            bundle_dir: what `mgsd export` wrote.
+            bundle_dir: what `mgsd export` wrote; None takes the model that comes with the package.
             backend: one of `BACKENDS`, or "auto" for the best that is here.
             family: the family to plan for; the bundle must have been exported for it.
             threads: CPU threads of the model; None: one for a small model, else all cores.
@@ -122,6 +123,7 @@ class Planner:
 
         Raises:
             BundleError: missing, damaged or of another version; no such backend or family in it.
+            FileNotFoundError: none is named, and none came with the package.
         """
         if backend not in ("auto", *BACKENDS):
             raise BundleError(
@@ -129,6 +131,7 @@ class Planner:
             )
         if threads is not None and threads < 1:
             raise BundleError(f"threads must be at least 1, not {threads}")
+        bundle_dir = shipped_bundle() if bundle_dir is None else bundle_dir
         bundle = read_bundle(bundle_dir)
         families = bundle.manifest.families
         if family not in families:

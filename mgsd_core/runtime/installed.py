@@ -1,0 +1,43 @@
+"""Where the files are that come with the package and are no Python: model, profiles, parameters.
+
+In a checkout they lie at its top; an installation (pip, colcon) puts them into `share/mgsd_ros`,
+where ROS looks too.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+#: The bundle that plans when none is named.
+SHIPPED_BUNDLE = "models/nano"
+
+
+def installed_path(name: str) -> Path:
+    """Return a file or directory that comes with the package, named as in the repository.
+
+    Raises:
+        FileNotFoundError: neither a checkout nor an installation has it.
+    """
+    code = Path(__file__).resolve().parents
+    # <checkout>/mgsd_core/runtime, or <prefix>/lib/python3.11/site-packages/mgsd_core/runtime
+    prefixes = [*code[5:6], Path(sys.prefix)]
+    places = [code[2], *(prefix / "share" / "mgsd_ros" for prefix in prefixes)]
+    for place in places:
+        if (place / name).exists():
+            return place / name
+    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, dict.fromkeys(places)))}")
+
+
+def shipped_bundle() -> Path:
+    """Return the bundle that comes with the package.
+
+    Raises:
+        FileNotFoundError: it was left out of this installation.
+    """
+    try:
+        return installed_path(SHIPPED_BUNDLE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"this installation has no model of its own, name a bundle: {error}"
+        ) from None
