@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import resource
 import shutil
 import signal
@@ -20,15 +21,28 @@ from safetensors.torch import load_file
 
 from mgsd_core.adapters import adapter_off, add_adapter
 from mgsd_core.checkpoints import CheckpointError
-from mgsd_core.coldstart import Sample, shown_at, supervised_passes
-from mgsd_core.config import ColdstartConfig, ComputeConfig, LoraConfig, StageConfig, load_config
+from mgsd_core.coldstart import Sample, shown_at, supervised_passes, text_sample
+from mgsd_core.config import (
+    ColdstartConfig,
+    ComputeConfig,
+    LoraConfig,
+    StageConfig,
+    TextConfig,
+    load_config,
+)
 from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
-from mgsd_core.encoding import completion_logits, make_batch, prompt_ids, text_ids
+from mgsd_core.encoding import (
+    completion_logits,
+    completion_tokens,
+    make_batch,
+    prompt_ids,
+    text_ids,
+)
 from mgsd_core.estimators import ESTIMATORS
 from mgsd_core.kernels import quicken
 from mgsd_core.model import Backbone, NanoConfig, build_nano, save_backbone
 from mgsd_core.processes import start_processes
-from mgsd_core.prompts import Prompt, response_text, symbolic_prompt
+from mgsd_core.prompts import Prompt, parse_response, response_text, symbolic_prompt
 from mgsd_core.scenes import load_scenes
 from mgsd_core.training import (
     TrainingError,
@@ -39,7 +53,7 @@ from mgsd_core.training import (
     step_generator,
     train,
 )
-from sim import solve
+from sim import simulate, solve
 from sim.dataset import DatasetError, write_dataset
 
 COMPUTE = ComputeConfig()
@@ -142,6 +156,37 @@ def test_a_curriculum_begins_with_the_smallest_levels_and_ends_with_all(sizes, s
         assert {sizes[i] for i in shown[0]} == {min(sizes)}
     if share == 0:
         assert shown[0] == shown[-1]
+
+
+@pytest.mark.parametrize("task", [("frozenlake", 4), ("maze", 3), ("minibehaviour", 5)])
+def test_a_detour_is_given_and_the_way_on_from_it_is_learned(task):
+    backbone = build_nano(TINY, 64, seed=0)
+    config = TextConfig(batch=1, learning_rate=1e-3, detours=1.0)
+    left = 0
+    for seed in range(40):
+        sample = text_sample(backbone, random.Random(seed), [task], config)
+        assert sample.begun.startswith("Size")
+        assert " Route (" in sample.begun
+        assert sample.answer.startswith(sample.begun)
+        (learned,) = supervised_passes(backbone, COMPUTE, [sample])
+        said = backbone.tokenizer.decode(completion_tokens(learned.batch))
+        assert (sample.begun + said).replace(" ", "") == (
+            sample.answer + backbone.tokenizer.decode([backbone.end_token])
+        ).replace(" ", "")
+        parsed = parse_response(sample.answer, task[0])
+        outcome = simulate(parsed.state, parsed.plan)
+        assert outcome.success
+        left += not outcome.optimal
+    assert left > 10, "hardly a response leaves the shortest way"
+
+
+def test_without_detours_everything_is_learned_and_drawn_as_before():
+    backbone = build_nano(TINY, 64, seed=0)
+    config = TextConfig(batch=1, learning_rate=1e-3)
+    sample = text_sample(backbone, random.Random(3), [("maze", 3)], config)
+    assert sample.begun == ""
+    (learned,) = supervised_passes(backbone, COMPUTE, [sample])
+    assert learned.tokens == len(text_ids(backbone, sample.answer)) + 1
 
 
 def test_killed_stages_go_on_to_the_same_files(data, tmp_path):

@@ -38,6 +38,28 @@ def test_every_sampled_state_has_an_optimal_plan(task, seed):
     assert outcome.failure is None
 
 
+@given(tasks, seeds, st.lists(st.integers(0, 5), max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_from_any_pose_the_shortest_way_on_is_found(task, seed, choices):
+    """An action on the shortest way shortens what remains by one, any other does not by more."""
+    state = sample(*task, seed)
+    family = find_family(state.family)
+    pose = family.begin(state)
+    gone = []
+    for choice in choices:
+        legal = legal_actions(state, pose)
+        action = legal[choice % len(legal)]
+        after = family.step(state, pose, action)
+        if after.done:
+            break
+        before, rest = solve(state, pose), solve(state, after)
+        assert len(rest) >= len(before) - 1
+        assert len(rest) == len(before) - 1 or action != before[0]
+        gone.append(action)
+        pose = after
+        assert simulate(state, (*gone, *rest)).success
+
+
 @given(st.sampled_from(FAMILIES), seeds)
 @settings(max_examples=60, deadline=None)
 def test_the_plan_is_the_first_of_the_shortest_by_brute_force(family, seed):
