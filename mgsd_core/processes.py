@@ -28,7 +28,12 @@ def start_processes(compute: ComputeConfig) -> Accelerator:
     """Join the processes that were launched together and return their accelerator."""
     # Where DeepSpeed is installed it is loaded here, and logs to what is stdout then.
     with redirect_stdout(sys.stderr):
-        return Accelerator(mixed_precision="bf16" if compute.precision == "bf16" else "no")
+        # Unless it is told, accelerate takes no notice of processes that torchrun starts on CPUs:
+        # each would train by itself, all into one directory.
+        return Accelerator(
+            mixed_precision="bf16" if compute.precision == "bf16" else "no",
+            cpu=not torch.accelerator.is_available(),
+        )
 
 
 def share(processes: Accelerator, items: Sequence[T]) -> list[T]:

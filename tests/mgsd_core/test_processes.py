@@ -47,7 +47,7 @@ def _launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
             *("-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
             *("--master_addr", "127.0.0.1", "--master_port", str(_free_port()), *words),
         )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, env=environment, check=False
     )

@@ -1,0 +1,91 @@
+"""The model that comes with the package: `models/nano`, and its training weights beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mgsd_core.evaluate import evaluate_bundle, summarise
+from mgsd_core.model import load_backbone
+from mgsd_core.prompts import student_prompt
+from mgsd_core.rollout import generate
+from mgsd_core.encoding import prompt_ids
+from mgsd_core.runtime import Planner
+from mgsd_core.runtime.bundle import read_bundle
+from mgsd_core.runtime.installed import installed_path, shipped_bundle
+from mgsd_core.scenes import load_scenes
+from mgsd_ros.demo import SHIPPED_LEVELS
+
+WEIGHTS = "models/nano-weights"
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> Path:
+    """Ten scenes of each family and level that no training has seen, nor its styles."""
+    data = tmp_path_factory.mktemp("shipped") / "data"
+    for family, level in SHIPPED_LEVELS.items():
+        command = [sys.executable, "-m", "mgsd_core.cli", "generate", "--family", family]
+        command += ["--level", level, "--count", "10", "--split", "test", "--seed", "987000"]
+        command += ["--size", "200", "--styles", "overhead", "--out", str(data)]
+        subprocess.run(command, check=True, capture_output=True)
+    return data
+
+
+def test_it_plans_held_out_scenes_of_all_families_and_levels(held_out):
+    bundle = read_bundle(shipped_bundle())
+    scenes = load_scenes(held_out, "test", bundle.manifest.image)
+    assert len(scenes.tasks()) == 9
+    result = summarise(evaluate_bundle(shipped_bundle(), scenes))
+    assert result["macro"]["success"] >= 0.85, json.dumps(result["families"], indent=1)
+
+
+def test_with_the_pictures_of_others_it_fails(held_out):
+    bundle = read_bundle(shipped_bundle())
+    swapped, _ = load_scenes(held_out, "test", bundle.manifest.image).swapped()
+    result = summarise(evaluate_bundle(shipped_bundle(), swapped))
+    assert result["macro"]["success"] <= 0.35
+    assert result["macro"]["state"] == 0.0
+
+
+def test_its_weights_answer_as_its_bundle_does():
+    backbone = load_backbone(str(installed_path(WEIGHTS)))
+    bundle = read_bundle(shipped_bundle())
+    goldens = bundle.manifest.goldens
+    assert {golden.family for golden in goldens} == set(SHIPPED_LEVELS)
+    pictures = [
+        np.asarray(Image.open(shipped_bundle() / g.image).convert("RGB")) for g in goldens
+    ]
+    asked = [prompt_ids(backbone, student_prompt(g.family, backbone.style)) for g in goldens]
+    answers = generate(backbone, asked, np.stack(pictures), max_new_tokens=400)
+    for golden, answer in zip(goldens, answers, strict=True):
+        text = backbone.tokenizer.decode(answer, skip_special_tokens=True)
+        assert text.strip() == golden.text.strip()
+
+
+def test_it_is_small():
+    files = [
+        f for folder in (shipped_bundle(), installed_path(WEIGHTS)) for f in folder.rglob("*.*")
+    ]
+    assert sum(f.stat().st_size for f in files if f.is_file()) <= 20 * 2**20
+
+
+def test_its_card_names_the_bundle_and_the_weights():
+    card = (installed_path(WEIGHTS) / "README.md").read_text()
+    assert Planner.load(family="maze").bundle_digest in card
+    assert "apache-2.0" in card
+
+
+def test_pictures_are_planned_without_naming_a_bundle(held_out, tmp_path):
+    image = read_bundle(shipped_bundle()).manifest.image
+    scenes = load_scenes(held_out, "test", image, limit=1)
+    [index] = [i for i, s in enumerate(scenes.states) if (s.family, s.size) == ("maze", 3)]
+    Image.fromarray(scenes.images[index]).save(tmp_path / "maze.png")
+    command = [sys.executable, "-m", "mgsd_core.cli", "plan", str(tmp_path / "maze.png")]
+    done = subprocess.run([*command, "--family", "maze"], capture_output=True, text=True)
+    assert json.loads(done.stdout)["state"]["size"] == 3, done.stderr
