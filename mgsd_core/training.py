@@ -7,12 +7,13 @@ run that was killed goes on to the same weights, bit for bit, on one machine.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -121,6 +122,19 @@ def mixed(compute: ComputeConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
 
 
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep others from training into the same directory; the lock ends with this process."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"{out} is being trained by another process; wait for it, or take another --out"
+            ) from None
+        yield
+
+
 def train(
     backbone: Backbone,
     config: StageConfig,
@@ -148,7 +162,7 @@ def train(
         fingerprint: what else the result depends on (data, starting weights).
 
     Raises:
-        TrainingError: `out` belongs to another run, or a loss is not finite.
+        TrainingError: `out` belongs to another run or is in use, or a loss is not finite.
         mgsd_core.checkpoints.CheckpointError: the newest checkpoint is damaged.
         OSError: something cannot be written.
     """
@@ -182,9 +196,13 @@ def train(
         # Only nano has stage 0, and the same model goes on to stage 1.
         split=not isinstance(config, TextConfig),
     )
+    alone = ExitStack()
+    if processes.is_main_process:
+        alone.enter_context(_locked(out))
     first, best = load_checkpoint(processes, out, updates)
     metrics = Metrics(out, first) if processes.is_main_process else None
     with (
+        alone,
         tqdm(
             total=config.steps,
             initial=first,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgsd_core.runtime.installed import installed_path, shipped_bundle
+from mgsd_core.runtime.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.steps import run_step, show
 from sim import FAMILIES, LEVELS, Action, Cell, Plan, simulate
 from sim.files import write_file
@@ -41,8 +41,6 @@ STYLES = "overhead"
 #: Points of macro success that MGSD must gain over the base for exit status 0.
 REQUIRED_GAIN = 0.60
 
-#: What the model that comes with the package has learned.
-SHIPPED_LEVELS = {"frozenlake": "3-6", "maze": "3-5", "minibehaviour": "5-6"}
 _SHIPPED_COUNT = 20
 
 _READY_TIMEOUT = 60.0

@@ -12,6 +12,9 @@ from pathlib import Path
 #: The bundle that plans when none is named.
 SHIPPED_BUNDLE = "models/nano"
 
+#: What it has learned: levels by family, as `mgsd generate` takes them.
+SHIPPED_LEVELS = {"frozenlake": "3-6", "maze": "3-5", "minibehaviour": "5-6"}
+
 
 def installed_path(name: str) -> Path:
     """Return a file or directory that comes with the package, named as in the repository.

@@ -276,6 +276,20 @@ def test_a_loss_that_is_not_finite_stops_names_its_scene_and_keeps_the_last_chec
     assert not (tmp_path / "model").exists()
 
 
+def test_two_runs_in_one_directory_are_refused(stage, tmp_path):
+    _, run = stage
+
+    def spoil(step, losses):
+        if step == 2:
+            with pytest.raises(TrainingError, match="is being trained by another process"):
+                run(_config())
+        return losses
+
+    run(_config(), spoil)
+    assert (tmp_path / "model").is_dir()
+    run(_config())
+
+
 def _kill_at(step):
     def spoil(now, losses):
         if now == step:
