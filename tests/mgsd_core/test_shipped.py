@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mgsd_core.encoding import prompt_ids
 from mgsd_core.evaluate import evaluate_bundle, summarise
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt
 from mgsd_core.rollout import generate
-from mgsd_core.encoding import prompt_ids
 from mgsd_core.runtime import Planner
 from mgsd_core.runtime.bundle import read_bundle
-from mgsd_core.runtime.installed import installed_path, shipped_bundle
+from mgsd_core.runtime.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.scenes import load_scenes
-from mgsd_ros.demo import SHIPPED_LEVELS
 
 WEIGHTS = "models/nano-weights"
 
@@ -58,9 +57,7 @@ def test_its_weights_answer_as_its_bundle_does():
     bundle = read_bundle(shipped_bundle())
     goldens = bundle.manifest.goldens
     assert {golden.family for golden in goldens} == set(SHIPPED_LEVELS)
-    pictures = [
-        np.asarray(Image.open(shipped_bundle() / g.image).convert("RGB")) for g in goldens
-    ]
+    pictures = [np.asarray(Image.open(shipped_bundle() / g.image).convert("RGB")) for g in goldens]
     asked = [prompt_ids(backbone, student_prompt(g.family, backbone.style)) for g in goldens]
     answers = generate(backbone, asked, np.stack(pictures), max_new_tokens=400)
     for golden, answer in zip(goldens, answers, strict=True):

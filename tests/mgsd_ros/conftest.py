@@ -25,11 +25,18 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
     """Start a planner node with parameters; it listens when the call returns."""
     nodes: list[Node] = []
 
-    def start(*arguments: str, module: str = "mgsd_ros.planner_node", **env: str) -> Node:
+    def start(
+        *arguments: str,
+        module: str = "mgsd_ros.planner_node",
+        bundle: Path | None = bundle_dir,
+        **env: str,
+    ) -> Node:
+        if bundle is not None:
+            arguments = (*arguments, "-p", f"bundle:={bundle}")
         output = tmp_path / f"node{len(nodes)}.log"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                node_command(*arguments, "-p", f"bundle:={bundle_dir}", module=module),
+                node_command(*arguments, module=module),
                 env=ros_env | env,
                 cwd=Path(__file__).parent,
                 stdout=file,

@@ -137,7 +137,7 @@ def test_setup_lists_every_package() -> None:
 )
 def test_colcon_builds_a_package_that_ros2_run_finds(tmp_path: Path) -> None:
     source = tmp_path / "src" / "mgsd_ros"
-    ignore = shutil.ignore_patterns(".*", "runs", "build", "install", "log", "*.egg-info", "models")
+    ignore = shutil.ignore_patterns(".*", "runs", "build", "install", "log", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=ignore)
     # The package must build with the Python that colcon runs with, not with ours.
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
@@ -147,3 +147,6 @@ def test_colcon_builds_a_package_that_ros2_run_finds(tmp_path: Path) -> None:
     assert (installed / "share/ament_index/resource_index/packages/mgsd_ros").is_file()
     for name in ("package.xml", "launch/planner.launch.py", "config/planner.yaml"):
         assert (installed / "share" / "mgsd_ros" / name).is_file()
+    shipped = sorted(file.relative_to(ROOT) for file in (ROOT / "models/nano").rglob("*.*"))
+    for name in shipped:
+        assert (installed / "share" / "mgsd_ros" / name).is_file(), name

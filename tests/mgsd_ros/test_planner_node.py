@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from ros_processes import ROOT, StartNode, node_command
 
+from mgsd_core.runtime.bundle import read_bundle
+from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_ros.bags import IMAGE_TOPIC, open_bag, read_frames
 from mgsd_ros.grid_frame import GridFrame
 from sim import sample, simulate, solve, state_to_dict
@@ -216,6 +218,17 @@ def test_a_plan_that_does_not_end_is_given_up(
     player.communicate(timeout=20)
 
 
+def test_without_a_bundle_the_model_of_the_package_plans(
+    start_node: StartNode, ros_env: dict[str, str], lake_bag: Path, tmp_path: Path
+) -> None:
+    node = start_node("--params-file", str(ROOT / "config" / "planner.yaml"), bundle=None)
+    assert f"loaded {ROOT / 'models' / 'nano'} " in node.log()
+    lines = play(lake_bag, ros_env, tmp_path / "answers.jsonl")
+    bundle = read_bundle(shipped_bundle())
+    assert [line["played"]["answer"]["bundle"] for line in lines] == [bundle.digest] * 30
+    assert node.end() == 0
+
+
 def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
     start_node: StartNode, tmp_path: Path
 ) -> None:
@@ -239,7 +252,6 @@ def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
     [
         (("-p", "bundle:="), "'-p bundle:='"),
         (("-p", "bundle:=/not/here"), "/not/here"),
-        (("--params-file", str(ROOT / "config" / "planner.yaml")), "parameter bundle is empty"),
         (("-p", "family:=chess"), "chess"),
         (("-p", "reliability:=maybe", "-p", "bundle:=x"), "parameter reliability must be one of"),
         (("-p", "max_frame_age:=-1.0", "-p", "bundle:=x"), "max_frame_age must be from 0.0 to"),
@@ -259,7 +271,7 @@ def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
 def test_what_cannot_work_ends_with_status_2_and_one_line(
     ros_env: dict[str, str], bundle_dir: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    if not any("bundle:=" in a or "planner.yaml" in a for a in arguments):
+    if not any("bundle:=" in a for a in arguments):
         arguments = (*arguments, "-p", f"bundle:={bundle_dir}")
     done = subprocess.run(node_command(*arguments), env=ros_env, capture_output=True, timeout=60)
     errors = done.stderr.decode()
