@@ -179,16 +179,16 @@ def _plan_with_shipped(out: Path, seed: int) -> Path:
     for family, level in SHIPPED_LEVELS.items():
         run_step(
             "generate", "--family", family, "--level", level, "--count", _SHIPPED_COUNT,
-            "--split", "test", "--seed", 1000 + seed, "--size", SIZE, "--styles", STYLES,
+            "--split", "test", "--seed", 1000 + seed, "--size", 2 * SIZE, "--styles", STYLES,
             "--workers", _workers(), "--out", data,
         )  # fmt: skip
     run_step("evaluate", "--model", shipped_bundle(), "--data", data, "--out", out)
     drawn = []
     for family in SHIPPED_LEVELS:
         planner = Planner.load(family=family)
-        # One episode of each level in turn, the smallest first.
-        episodes = load_episodes(data, "test", family)[:: _SHIPPED_COUNT // 2]
-        for episode in episodes[:_SHEET_COLUMNS]:
+        episodes = load_episodes(data, "test", family)
+        for i in range(_SHEET_COLUMNS):  # of all levels, the smallest first
+            episode = episodes[i * len(episodes) // _SHEET_COLUMNS]
             response = planner.plan(episode.image)
             drawn.append(_drawn(episode, response.plan or (), response.verdict.path))
     out.mkdir(parents=True, exist_ok=True)
