@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgsd_core.runtime.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
+from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.steps import run_step, show
 from sim import FAMILIES, LEVELS, Action, Cell, Plan, simulate
 from sim.files import write_file

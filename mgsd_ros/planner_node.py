@@ -30,8 +30,8 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from mgsd_core.installed import shipped_bundle
 from mgsd_core.runtime import ImageError, Planner
-from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_ros import parameters
 from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
 from mgsd_ros.conversions import ConversionError, rgb_from_image

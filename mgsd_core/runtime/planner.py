@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from mgsd_core.installed import shipped_bundle
 from mgsd_core.prompts import STOP_TEXT, parse_response
 from mgsd_core.runtime.bundle import TOKENIZER, Bundle, BundleError, read_bundle
-from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_core.runtime.ort_engine import OrtEngine
 from mgsd_core.runtime.preprocess import fit, mrope_positions, patchify
 from sim import Cell, Failure, Plan, State, simulate, state_to_dict

@@ -13,12 +13,12 @@ from PIL import Image
 
 from mgsd_core.encoding import prompt_ids
 from mgsd_core.evaluate import evaluate_bundle, summarise
+from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt
 from mgsd_core.rollout import generate
 from mgsd_core.runtime import Planner
 from mgsd_core.runtime.bundle import read_bundle
-from mgsd_core.runtime.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.scenes import load_scenes
 
 WEIGHTS = "models/nano-weights"

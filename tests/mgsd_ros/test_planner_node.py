@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from ros_processes import ROOT, StartNode, node_command
 
+from mgsd_core.installed import shipped_bundle
 from mgsd_core.runtime.bundle import read_bundle
-from mgsd_core.runtime.installed import shipped_bundle
 from mgsd_ros.bags import IMAGE_TOPIC, open_bag, read_frames
 from mgsd_ros.grid_frame import GridFrame
 from sim import sample, simulate, solve, state_to_dict

@@ -23,10 +23,10 @@ def installed_path(name: str) -> Path:
         FileNotFoundError: neither a checkout nor an installation has it.
     """
     code = Path(__file__).resolve().parents
-    # <checkout>/mgsd_core/runtime, or <prefix>/lib/python3.11/site-packages/mgsd_core/runtime, or
-    # after `pip install --target` <prefix>/mgsd_core/runtime.
-    prefixes = [*code[5:6], code[2], Path(sys.prefix)]
-    places = [code[2], *(prefix / "share" / "mgsd_ros" for prefix in prefixes)]
+    # <checkout>/mgsd_core, or <prefix>/lib/python3.11/site-packages/mgsd_core, or after
+    # `pip install --target` <prefix>/mgsd_core.
+    prefixes = [*code[4:5], code[1], Path(sys.prefix)]
+    places = [code[1], *(prefix / "share" / "mgsd_ros" for prefix in prefixes)]
     for place in places:
         if (place / name).exists():
             return place / name
