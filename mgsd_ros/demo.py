@@ -191,7 +191,6 @@ def _plan_with_shipped(out: Path, seed: int) -> Path:
             episode = episodes[i * len(episodes) // _SHEET_COLUMNS]
             response = planner.plan(episode.image)
             drawn.append(_drawn(episode, response.plan or (), response.verdict.path))
-    out.mkdir(parents=True, exist_ok=True)
     sheet = out / "sheet.png"
     Image.fromarray(contact_sheet(drawn, _SHEET_COLUMNS)).save(sheet)
     return sheet

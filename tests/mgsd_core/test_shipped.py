@@ -48,7 +48,7 @@ def test_with_the_pictures_of_others_it_fails(held_out):
     bundle = read_bundle(shipped_bundle())
     swapped, _ = load_scenes(held_out, "test", bundle.manifest.image).swapped()
     result = summarise(evaluate_bundle(shipped_bundle(), swapped))
-    assert result["macro"]["success"] <= 0.35
+    assert result["macro"]["success"] <= 0.2
     assert result["macro"]["state"] == 0.0
 
 

@@ -180,7 +180,7 @@ def test_a_detour_is_given_and_the_way_on_from_it_is_learned(task):
     assert left > 10, "hardly a response leaves the shortest way"
 
 
-def test_without_detours_everything_is_learned_and_drawn_as_before():
+def test_without_detours_the_whole_response_is_learned():
     backbone = build_nano(TINY, 64, seed=0)
     config = TextConfig(batch=1, learning_rate=1e-3)
     sample = text_sample(backbone, random.Random(3), [("maze", 3)], config)
