@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +18,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgsd_core.runtime.planner import Response
+    from mgsd_core.runtime.videos import Frame
+
+    #: What a line says of a picture beside its plan, the name of its drawing, uint8 [H, W, 3].
+    View = tuple[dict[str, Any], str, NDArray[np.uint8]]
 
 
 def register_plan(commands: Any) -> None:
     """Add `plan` to the parser of `mgsd`."""
     parser = commands.add_parser(
         "plan",
-        help="plan from picture files",
-        description="Plan from every picture and print one JSON line for each: image, actions, "
-        "path, state, verdict, text and timings [s]. Exit status 0: every picture got a plan that "
-        "is legal in the state the model recovered; 1: some did not; 2: bad input.",
+        help="plan from pictures, videos or a camera",
+        description="Plan from every picture, or every frame of a video or camera, and print one "
+        "JSON line for each: image, for frames also frame (index from 0) and time (s since the "
+        "first frame), then actions, path, state, verdict, text and timings [s]. Of a camera "
+        "always the newest frame is planned on; Ctrl-C ends it. Exit status 0: every picture got a "
+        "plan that is legal in the state the model recovered; 1: some did not; 2: bad input.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="picture file, or a directory of them"
+        "images",
+        type=Path,
+        nargs="*",
+        metavar="IMAGE",
+        help="picture file, directory of pictures, or video file (mp4, mov, mkv, webm, avi, ts, "
+        "mpg, wmv, flv, ogv and the like; needs the extra `video`)",
+    )
+    add("--camera", type=int, metavar="INDEX", help="plan from the camera /dev/videoINDEX instead")
+    add("--every", type=int, default=1, metavar="N", help="plan on every Nth frame of a video")
+    add(
+        "--count", type=int, metavar="N", help="stop after N planned frames of each video or camera"
     )
     add(
         "--bundle",
@@ -46,23 +65,60 @@ def register_plan(commands: Any) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from mgsd_core.runtime.images import find_images, read_image
+    from mgsd_core.runtime.images import find_images
     from mgsd_core.runtime.planner import Planner, response_to_dict
+    from mgsd_core.runtime.videos import is_video
 
+    live = args.camera is not None
+    if live == bool(args.images):
+        raise ValueError("name either pictures and videos, or a camera (--camera INDEX)")
+    if args.every < 1 or (args.count is not None and args.count < 1):
+        raise ValueError("--every and --count must be at least 1")
     paths = find_images(args.images)
     planner = Planner.load(args.bundle, args.backend, args.family, args.threads)
     if args.draw is not None:
         args.draw.mkdir(parents=True, exist_ok=True)
+    total = None if live or any(map(is_video, paths)) else len(paths)
     all_legal = True
-    for i, path in enumerate(tqdm(paths, "plan", unit="picture", disable=None)):
-        rgb = read_image(path)
-        response = planner.plan(rgb)
-        print(json.dumps({"image": str(path), **response_to_dict(response)}), flush=True)
-        all_legal &= response.verdict.legal
-        if args.draw is not None:
-            # Pictures of several directories may share a name.
-            _write_png(args.draw / f"{i:04d}_{path.stem}.png", _drawn(rgb, response))
+    with closing(_camera_views(args) if live else _file_views(args, paths)) as views:
+        try:
+            for said, name, rgb in tqdm(views, "plan", total, unit="picture", disable=None):
+                response = planner.plan(rgb)
+                print(json.dumps({**said, **response_to_dict(response)}), flush=True)
+                all_legal &= response.verdict.legal
+                if args.draw is not None:
+                    _write_png(args.draw / f"{name}.png", _drawn(rgb, response))
+        except KeyboardInterrupt:
+            if not live:
+                raise
     return 0 if all_legal else 1
+
+
+def _file_views(args: argparse.Namespace, paths: list[Path]) -> Generator[View, None, None]:
+    from mgsd_core.runtime.images import read_image
+    from mgsd_core.runtime.videos import is_video, read_video
+
+    for i, path in enumerate(paths):
+        # Files of several directories may share a name.
+        name = f"{i:04d}_{path.stem}"
+        if is_video(path):
+            for frame in islice(read_video(path, args.every), args.count):
+                yield _frame_view(str(path), name, frame)
+        else:
+            yield {"image": str(path)}, name, read_image(path)
+
+
+def _camera_views(args: argparse.Namespace) -> Generator[View, None, None]:
+    from mgsd_core.runtime.videos import read_camera
+
+    with closing(read_camera(args.camera)) as frames:
+        for frame in islice(frames, args.count):
+            yield _frame_view(f"camera {args.camera}", f"camera{args.camera}", frame)
+
+
+def _frame_view(image: str, name: str, frame: Frame) -> View:
+    said = {"image": image, "frame": frame.index, "time": frame.time}
+    return said, f"{name}_{frame.index:08d}", frame.rgb
 
 
 def _drawn(rgb: NDArray[np.uint8], response: Response) -> NDArray[np.uint8]:

@@ -13,15 +13,20 @@ from mgsd_core.runtime.planner import (
     response_to_dict,
 )
 from mgsd_core.runtime.preprocess import ImageError, ImageSpec
+from mgsd_core.runtime.videos import Frame, VideoError, read_camera, read_video
 
 __all__ = [
     "BundleError",
+    "Frame",
     "ImageError",
     "ImageSpec",
     "InferenceError",
     "Planner",
     "Response",
     "Verdict",
+    "VideoError",
+    "read_camera",
     "read_image",
+    "read_video",
     "response_to_dict",
 ]
