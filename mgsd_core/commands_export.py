@@ -35,6 +35,25 @@ def register_export(commands: Any) -> None:
     add("--split", default="test", help="split of --data")
     add("--goldens", type=int, default=4, help="golden pictures a family and level [count]")
     add("--name", default="student", help="what people call the model")
+    add(
+        "--precision",
+        default="fp32",
+        metavar="fp32|fp16|int4|int4-fp16",
+        help="of the weights: fp32 for CPUs; fp16 for GPUs; int4: linear layers of the decoder in "
+        "4 bits, all else in fp32 or fp16",
+    )
+    add(
+        "--portable",
+        action="store_true",
+        help="only operators that TensorRT 10.13 (JetPack 7.1) reads",
+    )
+    add(
+        "--least-agreement",
+        type=float,
+        metavar="SHARE",
+        help="share of the golden pictures for which the bundle, and any engine that is built from "
+        "it, must give the model's plan [0 to 1]; default: 1 in fp32, 0.9 in fp16, else 0.5",
+    )
     add("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.set_defaults(run=_export)
 
@@ -66,6 +85,9 @@ def _export(args: argparse.Namespace) -> int:
         levels=levels,
         name=args.name,
         overwrite=args.overwrite,
+        precision=args.precision,
+        portable=args.portable,
+        least_agreement=args.least_agreement,
     )
     bundle = read_bundle(args.out)
     summary = {
@@ -73,6 +95,8 @@ def _export(args: argparse.Namespace) -> int:
         "digest": bundle.digest,
         "families": list(levels),
         "levels": levels,
+        "precision": bundle.manifest.precision,
+        "portable": bundle.manifest.portable,
         "cache_length": bundle.manifest.cache_length,
         "goldens": len(bundle.manifest.goldens),
         "bytes": sum(entry.bytes for entry in bundle.manifest.files.values()),

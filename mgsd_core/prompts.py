@@ -25,6 +25,7 @@ from mgsd_core.language import (
     cell,
     cell_text,
     cells,
+    cells_text,
     number,
 )
 from sim import (
@@ -51,6 +52,10 @@ STOP_TEXT = "</answer>"
 
 #: Entry point group in which an installed package names the languages of its families.
 LANGUAGES = "mgsd.languages"
+
+# A table of open sides is drafted so many cells ahead: with a third of the guesses wrong, more is
+# seldom right.
+_CELLS_AHEAD = 4
 
 _OPEN_SIDES = (("L", WALL_LEFT), ("D", WALL_DOWN), ("R", WALL_RIGHT), ("U", WALL_UP))
 
@@ -105,6 +110,59 @@ def _read_open(text: str, values: Mapping[str, Any]) -> tuple[tuple[int, ...], .
     return tuple(tuple(walls[r, c] for c in range(size)) for r in range(size))
 
 
+def _follow_open(said: str, values: Mapping[str, Any]) -> str:
+    """Return how a table of open sides probably goes on.
+
+    Which cell is next is sure, and the cells before it have said whether its left and upper sides
+    are open. The others are guessed: ways lead straight on, and seldom fork. In mazes of `sample`
+    two cells in three are guessed right, so it pays to guess a few of them.
+    """
+    size = values["size"]
+    entries = said.split(" (")  # the last one may be in the making
+    known = {divmod(i, size): entry.partition(" ")[2] for i, entry in enumerate(entries)}
+    follows, begun = "", entries[-1].removeprefix("(")
+    last = min(len(entries) + _CELLS_AHEAD, size * size)
+    for i in range(len(entries) - 1, last):
+        here = divmod(i, size)
+        known[here] = known.get(here) or _guess_open(here, known, size)
+        entry = f"{here[0]},{here[1]}) {known[here]}"
+        if not entry.startswith(begun):
+            return ""
+        opening = " (" if i >= len(entries) else "" if said else "("
+        follows += opening + entry[len(begun) :]
+        begun = ""
+    # What follows the table depends on all of it: too much to base on several guesses.
+    is_sure = last == size * size and last - len(entries) <= 1
+    return f"{follows}." if is_sure else follows
+
+
+def _guess_open(cell: Cell, known: Mapping[Cell, str], size: int) -> str:
+    row, column = cell
+    left = "R" in known.get((row, column - 1), "")
+    up = "D" in known.get((row - 1, column), "")
+    down, right = row + 1 < size, column + 1 < size
+    if left != up:  # straight on, or round the corner
+        down, right = down and (up or not right), right and (left or not down)
+    elif left:
+        down = right = False
+    opened = {"L": left, "D": down, "R": right, "U": up}
+    return "".join(side for side, is_open in opened.items() if is_open) or "none"
+
+
+def _follow_table(said: str, values: Mapping[str, Any]) -> str:
+    """Return the other cells of a table, which covers 2 × 3 cells one way or the other."""
+    first = re.match(r"\((\d+),(\d+)\)", said)
+    if first is None:
+        return ""
+    row, column = int(first[1]), int(first[2])
+    for rows, columns in ((2, 3), (3, 2)):
+        block = [(row + r, column + c) for r in range(rows) for c in range(columns)]
+        whole = f"{cells_text(block)}."
+        if max(block[-1]) < values["size"] and whole.startswith(said):
+            return whole[len(said) :]
+    return ""
+
+
 def _beside_printer(state: MiniBehaviour) -> frozenset[Cell]:
     return state.beside([state.printer])
 
@@ -135,6 +193,7 @@ _BUILT_IN = {
                 _write_open,
                 _read_open,
                 title="Open",
+                follows=_follow_open,
             ),
         ),
         note="with the open sides of every cell",
@@ -148,7 +207,7 @@ _BUILT_IN = {
             number("size"),
             cell("agent"),
             cell("printer"),
-            cells("table", "Which cells are the table?"),
+            cells("table", "Which cells are the table?", follows=_follow_table),
             cells("beside printer", "Which cells are beside the printer?", of=_beside_printer),
             cells("beside table", "Which cells are beside the table?", of=_beside_table),
         ),
@@ -198,7 +257,15 @@ def parse_state_text(text: str, family: str) -> State:
         StateTextError: a field is missing or malformed, or the fields contradict each other.
         UnknownFamilyError, FamilyError: see `find_language`.
     """
-    values = find_language(family).read(text)
+    return parse_state(find_language(family).read(text), family)
+
+
+def parse_state(values: Mapping[str, Any], family: str) -> State:
+    """Return the state of a family whose fields have these values.
+
+    Raises:
+        StateTextError: they contradict each other.
+    """
     new_state: Any = find_family(family).state
     try:
         state: State = new_state(**values)

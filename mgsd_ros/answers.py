@@ -10,7 +10,9 @@ Imports no ROS. Version 1 of the object, field by field:
     path            the robot's cells [[row, column], …] before the first and after each action
     state           the state that the model recovered (`sim.state_to_dict`), or null
     verdict         {"legal", "success", "failure"} of the plan in that state, or null
+    repaired        whether `actions` are a repair of the model's plan, which fails in that state
     text            the answer as the model wrote it
+    tokens, passes  of the text, and of the decoder that wrote it [count]
     timings         {stage: seconds}
     bundle          digest (hex) of the bundle that answered
     backend         engine that ran it
@@ -70,7 +72,10 @@ def failure_to_dict(error: str, header: FrameHeader, planner: Planner) -> dict[s
         "path": [],
         "state": None,
         "verdict": None,
+        "repaired": False,
         "text": "",
+        "tokens": 0,
+        "passes": 0,
         "timings": {},
         "error": error,
     }

@@ -89,7 +89,7 @@ def logit_difference(
     ids = prompt_ids(backbone, student_prompt(family, backbone.style))
     positions = mrope_positions([*ids, *response], backbone.image_token, backbone.image)
     engine.see(patchify(fit(rgb, backbone.image)[None], backbone.image))
-    logits = [engine.read(ids, positions[:, : len(ids)], start=0).copy()]
+    logits = [engine.read_logits(ids, positions[:, : len(ids)], start=0).copy()]
     for place, token in enumerate(response[:-1], start=len(ids)):
-        logits.append(engine.read([token], positions[:, place, None], start=place).copy())
-    return float(np.abs(np.stack(logits) - expected).max() / max(1.0, np.abs(expected).max()))
+        logits.append(engine.read_logits([token], positions[:, place, None], start=place).copy())
+    return float(np.abs(np.concatenate(logits) - expected).max() / max(1.0, np.abs(expected).max()))

@@ -10,30 +10,38 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Union
 
 from mgsd_core import prompts
 from mgsd_core.runtime.preprocess import ImageSpec
 from sim import FamilyError, UnknownFamilyError
 from sim.family import NAME
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+#: What weights and activations are, see `mgsd_core.export.graphs`.
+PRECISIONS = ("fp32", "fp16", "int4", "int4-fp16")
 
 MANIFEST = "manifest.json"
 VISION = "vision.onnx"
 DECODER = "decoder.onnx"
 TOKENIZER = "tokenizer.json"
+#: Added to a graph's name: its weights, where they do not fit into it.
+DATA_SUFFIX = ".data"
 GOLDENS = "goldens"
 
 _MAX_MANIFEST_BYTES = 1 << 20
-# No ONNX file can be larger: protobuf ends there.
+# No ONNX file can be larger: protobuf ends there. Weights beside it may be.
 _MAX_FILE_BYTES = 2 << 30
+_MAX_DATA_BYTES = 256 << 30
 _MAX_FILES = 4096
 _FILE_NAME = re.compile(rf"(?:{GOLDENS}/)?[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -67,14 +75,12 @@ class TokenIds:
         end: end of turn.
         pad: padding.
         stop: `</answer>` by itself.
-        suppressed: never generated.
     """
 
     image: int
     end: int
     pad: int
     stop: tuple[int, ...]
-    suppressed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,10 @@ class Manifest:
         prompts: by family; a bundle plans for these families.
         tokens: ids with a meaning.
         cache_length: Smax, most tokens of prompt and response together.
+        precision: of the weights, see `mgsd_core.export.graphs`.
+        portable: the graphs are those for TensorRT 10.13.
+        least_agreement: share of the goldens whose plan a runtime must give to be let plan; 1 in
+            fp32, where the text must be the same as well.
         versions: of the libraries that wrote the bundle, by name.
         files: by name, relative to the bundle.
         goldens: pictures and answers to check a runtime with.
@@ -118,6 +128,9 @@ class Manifest:
     prompts: Mapping[str, FamilyPrompt]
     tokens: TokenIds
     cache_length: int
+    precision: str
+    portable: bool
+    least_agreement: float
     versions: Mapping[str, str]
     files: Mapping[str, FileEntry]
     goldens: tuple[Golden, ...]
@@ -143,12 +156,15 @@ def _spell(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def file_entry(data: bytes) -> FileEntry:
+def file_entry(data: Content) -> FileEntry:
     """Return what the manifest says of a file with this content."""
     return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
 
 
 # --- reading ------------------------------------------------------------------------------------
+
+#: Weights of many gigabytes are mapped, not read.
+Content = Union[bytes, mmap.mmap]
 
 
 @dataclass(frozen=True)
@@ -159,13 +175,17 @@ class Bundle:
         path: where it is.
         digest: SHA-256 (hex) of `manifest.json`; names the bundle and, through it, every file.
         manifest: what it says.
-        files: the content of every file, by name.
+        files: the content of every file, by name; read-only.
     """
 
     path: Path
     digest: str
     manifest: Manifest
-    files: Mapping[str, bytes]
+    files: Mapping[str, Content]
+
+    def graph_bytes(self, name: str) -> int:
+        """Return the size of a graph, its weights included [bytes]."""
+        return len(self.files[name]) + len(self.files.get(name + DATA_SUFFIX, b""))
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -198,7 +218,11 @@ def read_bundle(path: str | Path) -> Bundle:
         )
     files = {}
     for name, entry in manifest.files.items():
-        content = _read_plain(path, name, entry.bytes)
+        content: Content
+        if name.endswith(DATA_SUFFIX) and entry.bytes:
+            content = _map_plain(path, name, entry.bytes)
+        else:
+            content = _read_plain(path, name, entry.bytes)
         if file_entry(content) != entry:
             raise BundleError(f"{name} in {path} is damaged: its SHA-256 is not the manifest's")
         files[name] = content
@@ -207,6 +231,20 @@ def read_bundle(path: str | Path) -> Bundle:
 
 def _read_plain(directory: Path, name: str, most: int) -> bytes:
     """Read a regular file of at most `most` bytes, never through a symbolic link."""
+    with _open_plain(directory, name, most) as file:
+        return file.read(most + 1)
+
+
+def _map_plain(directory: Path, name: str, size: int) -> mmap.mmap:
+    """Map a regular file of exactly `size` bytes, never through a symbolic link."""
+    with _open_plain(directory, name, size) as file:
+        if os.fstat(file.fileno()).st_size != size:
+            raise BundleError(f"{name} in {directory} is damaged: it has not {size} bytes")
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+
+
+@contextmanager
+def _open_plain(directory: Path, name: str, most: int) -> Iterator[BinaryIO]:
     path = directory / name
     try:
         for part in (directory / name.split("/")[0], path):
@@ -220,7 +258,7 @@ def _read_plain(directory: Path, name: str, most: int) -> bytes:
                 raise BundleError(f"{name} in {directory} is not a plain file")
             if status.st_size > most:
                 raise BundleError(f"{name} in {directory} is damaged: more than {most} bytes")
-            return file.read(most + 1)
+            yield file
     except OSError as error:
         raise BundleError(f"cannot read {name} in {directory}: {error.strerror}") from None
 
@@ -272,6 +310,12 @@ class _Fields:
             raise self.fail(name, f"a whole number from {low} to {high}")
         return value
 
+    def flag(self, name: str) -> bool:
+        value = self.value.get(name)
+        if type(value) is not bool:
+            raise self.fail(name, "true or false")
+        return value
+
     def number(self, name: str) -> float:
         value = self.value.get(name)
         if type(value) is not float or not math.isfinite(value):
@@ -299,6 +343,12 @@ def _manifest(fields: _Fields) -> Manifest:
     style = fields.text("prompt_style")
     if style not in prompts.PROMPT_STYLES:
         raise fields.fail("prompt_style", f"one of: {', '.join(prompts.PROMPT_STYLES)}")
+    precision = fields.text("precision")
+    if precision not in PRECISIONS:
+        raise fields.fail("precision", f"one of: {', '.join(PRECISIONS)}")
+    least_agreement = fields.number("least_agreement")
+    if not 0 <= least_agreement <= 1:
+        raise fields.fail("least_agreement", "from 0 to 1")
     prompt_fields, version_fields = fields.inner("prompts"), fields.inner("versions")
     files = _files(fields.inner("files"))
     return Manifest(
@@ -309,6 +359,9 @@ def _manifest(fields: _Fields) -> Manifest:
         prompts={name: _prompt(prompt_fields.inner(name)) for name in names},
         tokens=_tokens(fields.inner("tokens")),
         cache_length=fields.integer("cache_length", 1, 1 << 20),
+        precision=precision,
+        portable=fields.flag("portable"),
+        least_agreement=least_agreement,
         versions={name: version_fields.text(name) for name in version_fields.value},
         files=files,
         goldens=_goldens(fields, names, files),
@@ -334,7 +387,7 @@ def _prompt(fields: _Fields) -> FamilyPrompt:
 
 def _tokens(fields: _Fields) -> TokenIds:
     image, end, pad = (fields.integer(name, 0, 1 << 31) for name in ("image", "end", "pad"))
-    return TokenIds(image, end, pad, fields.ids("stop"), fields.ids("suppressed"))
+    return TokenIds(image, end, pad, fields.ids("stop"))
 
 
 def _files(fields: _Fields) -> dict[str, FileEntry]:
@@ -353,9 +406,8 @@ def _files(fields: _Fields) -> dict[str, FileEntry]:
     entries = {}
     for name in names:
         entry = fields.inner(name)
-        entries[name] = FileEntry(
-            entry.text("sha256", _SHA256), entry.integer("bytes", 0, _MAX_FILE_BYTES)
-        )
+        most = _MAX_DATA_BYTES if name.endswith(DATA_SUFFIX) else _MAX_FILE_BYTES
+        entries[name] = FileEntry(entry.text("sha256", _SHA256), entry.integer("bytes", 0, most))
     return entries
 
 

@@ -1,14 +1,12 @@
-"""A bundle's graphs on ONNX Runtime's CPU provider.
-
-Knows nothing of prompts or plans: it sees a picture, reads tokens at places of its KV cache and
-returns the logits of the last one. Every buffer is bound once and written in place.
-"""
+"""A bundle's graphs on ONNX Runtime's CPU provider; every buffer is bound once and reused."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Since 1.29 ONNX Runtime reports to its maker unless it is told not to before it is imported, and
 # keeps a device id in the home directory. A robot's computer reports nothing that nobody asked for.
@@ -18,138 +16,159 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mgsd_core.runtime.bundle import DECODER, VISION, Bundle, BundleError
+from mgsd_core.runtime.bundle import DATA_SUFFIX, DECODER, VISION, Bundle, BundleError
+from mgsd_core.runtime.engine import check_finite
 
 # One step of a smaller decoder is over before a second thread is at work.
 _SINGLE_THREAD_BYTES = 64 << 20
 
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
 
 @dataclass(frozen=True)
 class _Pass:
-    """Buffers bound for a pass of S tokens; the shapes are those of the decoder graph."""
+    """What is bound for a pass of S tokens of which N are asked about; arrays by name."""
 
     binding: ort.IOBinding
-    ids: NDArray[np.int64]
-    visual: NDArray[np.float32]
-    deepstack: NDArray[np.float32]
-    positions: NDArray[np.int64]
-    index: NDArray[np.int64]
-    mask: NDArray[np.bool_]
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
 
 
 class OrtEngine:
-    """Both graphs of a bundle and one KV cache.
-
-    Attributes:
-        vocabulary: number of logits.
-    """
+    """See `mgsd_core.runtime.engine.Engine`."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        options = ort.SessionOptions()
-        small = len(bundle.files[DECODER]) < _SINGLE_THREAD_BYTES
-        options.intra_op_num_threads = threads or (1 if small else 0)  # 0: all cores
-        options.log_severity_level = 3
-        self._vision = _session(bundle, VISION, options)
-        self._decoder = _session(bundle, DECODER, options)
+        small = bundle.graph_bytes(DECODER) < _SINGLE_THREAD_BYTES
+        threads = threads or (1 if small else 0)  # 0: all cores
+        self._vision = _session(bundle, VISION, threads)
+        self._decoder = _session(bundle, DECODER, threads)
+        self._inputs = {i.name: i for i in self._decoder.get_inputs()}
         self._image_token = bundle.manifest.tokens.image
+        self._portable = bundle.manifest.portable
         self._check(bundle)
-        length = bundle.manifest.cache_length
+        self._length = bundle.manifest.cache_length
         # Row i: what the token at place i of the cache may attend to.
-        self._causal = np.tri(length, dtype=np.bool_)
+        self._causal = np.tri(self._length, dtype=np.bool_)
         self._cache = {
-            i.name: np.zeros(i.shape, np.float32)
-            for i in self._decoder.get_inputs()
-            if i.name.startswith("past_")
+            name: np.zeros(i.shape, _TYPES[i.type])
+            for name, i in self._inputs.items()
+            if name.startswith("past_")
         }
+        # An OrtValue on the CPU is a view of its array: writing the array is all that a call needs.
         self._cache_values = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self._cache.items()
         }
-        self._logits = np.zeros((1, 1, self.vocabulary), np.float32)
-        self._passes: dict[int, _Pass] = {}
-        self._seen: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._passes: dict[tuple[int, int, bool, bool], _Pass] = {}
+        self._embeds = self._deepstack = np.zeros(0, np.float32)
 
     def see(self, pixels: NDArray[np.float32]) -> None:
-        """Turn patches [P, 3 * temporal * patch * patch] into the visual tokens read next."""
-        embeds, deepstack = self._vision.run(
+        """See `Engine.see`."""
+        self._embeds, self._deepstack = self._vision.run(
             ["image_embeds", "deepstack_embeds"], {"pixel_values": pixels}
         )
-        self._seen = embeds, deepstack
 
     def read(
-        self, ids: Sequence[int], positions: NDArray[np.int64], start: int
+        self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
+    ) -> list[int]:
+        """See `Engine.read`."""
+        outputs = self._run(ids, positions, start, asked, logits=False)
+        check_finite(outputs["total"])
+        tokens: list[int] = outputs["tokens"][0].tolist()
+        return tokens
+
+    def read_logits(
+        self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
     ) -> NDArray[np.float32]:
-        """Read S tokens into the cache from place `start` on.
-
-        They attend to the places before them and to nothing beyond themselves, so what an earlier
-        frame left there does not matter.
-
-        Args:
-            ids: S token ids; image tokens stand for what `see` saw last.
-            positions: M-RoPE positions [3, S].
-            start: place in the cache of the first of them.
-
-        Returns:
-            Logits [V] of the last one; overwritten by the next call.
-        """
-        step = self._passes.get(len(ids)) or self._bind(len(ids))
-        step.ids[0] = ids
-        step.positions[:, 0] = positions
-        step.index[0] = start
-        step.mask[0, 0] = self._causal[start : start + len(ids)]
-        if len(ids) > 1:
-            self._show(step)
-        self._decoder.run_with_iobinding(step.binding)
-        return self._logits[0, 0]
+        """Return the logits [asked, V] instead; overwritten by the next call. For checks."""
+        logits: NDArray[np.float32] = self._run(ids, positions, start, asked, logits=True)["logits"]
+        return logits[0]
 
     def reset(self) -> None:
-        """Forget all that was read. Only needed after a pass that left non-finite values."""
+        """See `Engine.reset`."""
         for array in self._cache.values():
             array.fill(0)
 
-    def _show(self, step: _Pass) -> None:
-        places = np.flatnonzero(step.ids[0] == self._image_token)
-        if len(places):
-            assert self._seen is not None
-            embeds, deepstack = self._seen
-            step.visual[0, places] = embeds
-            step.deepstack[0, :, places] = deepstack.swapaxes(0, 1)
+    def _run(
+        self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int, logits: bool
+    ) -> dict[str, NDArray[Any]]:
+        count = len(ids)
+        shows = self._image_token in ids
+        key = count, asked, shows, logits
+        step = self._passes.get(key) or self._bind(*key)
+        given = step.inputs
+        given["input_ids"][0] = ids
+        given["position_ids"][:, 0] = positions
+        mask = given["attention_mask"][0, 0]
+        if self._portable:
+            mask[:, : self._length] = np.arange(self._length) < start
+            mask[:, self._length :] = self._causal[:count, :count]
+        else:
+            given["write_index"][0] = start
+            mask[:] = self._causal[start : start + count]
+        if shows:
+            places = np.flatnonzero(given["input_ids"][0] == self._image_token)
+            given["visual_embeds"][0, places] = self._embeds
+            given["deepstack_embeds"][0, :, places] = self._deepstack.swapaxes(0, 1)
+        self._decoder.run_with_iobinding(step.binding)
+        if self._portable:
+            for name, array in self._cache.items():
+                array[:, :, start : start + count] = step.outputs[name.replace("past", "present")]
+        return step.outputs
 
-    def _bind(self, count: int) -> _Pass:
-        shapes = {i.name: i.shape for i in self._decoder.get_inputs()}
-        hidden, layers = shapes["visual_embeds"][-1], shapes["deepstack_embeds"][1]
-        step = _Pass(
-            binding=self._decoder.io_binding(),
-            ids=np.zeros((1, count), np.int64),
-            visual=np.zeros((1, count, hidden), np.float32),
-            deepstack=np.zeros((1, layers, count, hidden), np.float32),
-            positions=np.zeros((3, 1, count), np.int64),
-            index=np.zeros(1, np.int64),
-            mask=np.zeros((1, 1, count, len(self._causal)), np.bool_),
-        )
-        inputs = {
-            "input_ids": step.ids,
-            "visual_embeds": step.visual,
-            "deepstack_embeds": step.deepstack,
-            "position_ids": step.positions,
-            "write_index": step.index,
-            "attention_mask": step.mask,
-        }
-        # An OrtValue on the CPU is a view of its array: writing the array is all that a call needs.
-        for name, array in inputs.items():
-            step.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        step.binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
-        # The same value in and out: the cache is updated in place, never copied.
-        for name, value in self._cache_values.items():
-            step.binding.bind_ortvalue_input(name, value)
-            step.binding.bind_ortvalue_output(name.replace("past_", "present_"), value)
-        self._passes[count] = step
+    def _bind(self, count: int, asked: int, shows: bool, logits: bool) -> _Pass:
+        binding = self._decoder.io_binding()
+        dimensions = {"S": count, "N": asked, "Smax + S": self._length + count}
+        inputs: dict[str, NDArray[Any]] = {}
+        outputs: dict[str, NDArray[Any]] = {}
+        for name, i in self._inputs.items():
+            if name in self._cache:
+                value = self._cache_values[name]
+            else:
+                if shows and name in ("visual_embeds", "deepstack_embeds"):
+                    # Of its own: where no image token stands it stays 0, as it is for all text.
+                    shape = [dimensions.get(d, d) for d in i.shape]
+                    inputs[name] = np.zeros(shape, _TYPES[i.type])
+                elif name == "asked":
+                    inputs[name] = np.arange(count - asked, count)
+                else:
+                    inputs[name] = self._buffer(name, i, dimensions)
+                value = ort.OrtValue.ortvalue_from_numpy(inputs[name])
+            binding.bind_ortvalue_input(name, value)
+        for o in self._decoder.get_outputs():
+            if o.name == "logits" and not logits:
+                continue
+            if o.name.startswith("present_") and not self._portable:
+                # The same value in and out: the cache is updated in place, never copied.
+                value = self._cache_values[o.name.replace("present", "past")]
+            else:
+                outputs[o.name] = self._buffer(o.name, o, dimensions)
+                value = ort.OrtValue.ortvalue_from_numpy(outputs[o.name])
+            binding.bind_ortvalue_output(o.name, value)
+        step = self._passes[count, asked, shows, logits] = _Pass(binding, inputs, outputs)
         return step
+
+    def _buffer(self, name: str, value: ort.NodeArg, dimensions: dict[str, int]) -> NDArray[Any]:
+        """Return the array of an input or output; passes of all lengths share its memory."""
+        shape = [dimensions.get(d, d) for d in value.shape]
+        most = {"S": self._length, "N": self._length, "Smax + S": 2 * self._length}
+        if name == "logits":  # too large to be held for lengths that nobody asks for
+            return np.zeros(shape, np.float32)
+        if name not in self._buffers:
+            size = math.prod(most.get(d, d) for d in value.shape)
+            self._buffers[name] = np.zeros(size, _TYPES[value.type])
+        return self._buffers[name][: math.prod(shape)].reshape(shape)
 
     def _check(self, bundle: Bundle) -> None:
         """Refuse graphs that do not fit the manifest or each other."""
         spec, length = bundle.manifest.image, bundle.manifest.cache_length
         seen = {i.name: i.shape for i in (*self._vision.get_inputs(), *self._vision.get_outputs())}
-        shapes = {i.name: i.shape for i in self._decoder.get_inputs()}
+        shapes = {name: i.shape for name, i in self._inputs.items()}
         outputs = {o.name: o.shape for o in self._decoder.get_outputs()}
         try:
             tokens, hidden = seen["image_embeds"]
@@ -159,7 +178,11 @@ class OrtEngine:
                 and tokens == spec.tokens
                 and shapes["visual_embeds"][-1] == hidden
                 and shapes["deepstack_embeds"][1] == layers
-                and shapes["attention_mask"][-1] == length
+                and shapes["attention_mask"][-1] == ("Smax + S" if self._portable else length)
+                and ("write_index" in shapes) != self._portable
+                and shapes["asked"] == ["N"]
+                and {"tokens", "total"} < set(outputs)
+                and all(i.type in _TYPES for i in self._inputs.values())
                 and all(s[2] == length for n, s in shapes.items() if n.startswith("past_"))
             )
             self.vocabulary = int(outputs["logits"][-1])
@@ -171,8 +194,17 @@ class OrtEngine:
             )
 
 
-def _session(bundle: Bundle, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(bundle: Bundle, name: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    data = bundle.files.get(name + DATA_SUFFIX)
     try:
+        if data is not None:
+            # What was checked is what is used: the file is not opened again.
+            options.add_external_initializers_from_files_in_memory(
+                [name + DATA_SUFFIX], [data], [len(data)]
+            )
         return ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has no common class for what it raises here
         line = str(error).strip().splitlines()[0]

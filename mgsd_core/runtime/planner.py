@@ -1,14 +1,17 @@
 """From a picture to a plan: prompt, greedy decoding and the verdict on what was said.
 
 The instruction is the same for every frame and stands before the picture, so its keys and values
-are computed once, at load. A frame then costs one pass over the picture's tokens and one for every
-token of the response.
+are computed once, at load. A frame then costs one pass over the picture's tokens and some more for
+the response: what the format fixes is drafted (`mgsd_core.drafts`) and read in the same pass as the
+token before it. The model says in that pass what it would have written in each place; the draft is
+kept as far as it is that, so the text is the one that plain greedy decoding gives.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from mgsd_core.drafts import Drafter
 from mgsd_core.installed import shipped_bundle
 from mgsd_core.prompts import STOP_TEXT, parse_response
 from mgsd_core.runtime.bundle import TOKENIZER, Bundle, BundleError, read_bundle
+from mgsd_core.runtime.engine import Engine, InferenceError
 from mgsd_core.runtime.ort_engine import OrtEngine
 from mgsd_core.runtime.preprocess import fit, mrope_positions, patchify
-from sim import Cell, Failure, Plan, State, simulate, state_to_dict
+from sim import Cell, Failure, Plan, State, simulate, solve, state_to_dict
 
 #: Ways to run a bundle, best first; "auto" takes the first.
 BACKENDS = ("onnxruntime-cpu",)
 
+# Tokens of a draft that are read after one that was wrong from its first token on.
+_LEAST_TRUSTED = 3
+
 # `</answer>` may be spelled by several tokens, none of which is empty.
 _STOP_WINDOW = len(STOP_TEXT)
-
-
-class InferenceError(ValueError):
-    """The model computed something that is no answer, such as logits that are not numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,12 @@ class Response:
         state: the state it recovered, or None.
         plan: the plan it gives, or None.
         text: all that it wrote, up to `</answer>`.
-        timings: seconds for preprocess, vision, prefill, decode and total.
+        timings: seconds for preprocess, vision, prefill, decode, check and total.
         verdict: on the plan in that state.
+        tokens: written in all.
+        passes: of the decoder that wrote them, the first over the picture.
+        repaired: the plan is not the model's but a shortest one in the state that it recovered,
+            since its own fails there.
     """
 
     state: State | None
@@ -68,10 +76,15 @@ class Response:
     text: str
     timings: dict[str, float]
     verdict: Verdict
+    tokens: int
+    passes: int
+    repaired: bool = False
 
 
 class Planner:
-    """A loaded bundle that plans for one family. Not for several threads at a time.
+    """A loaded bundle that plans for one family.
+
+    Threads may call `plan` as they like: one frame is planned after the other.
 
     Attributes:
         family: the family it plans for.
@@ -79,28 +92,43 @@ class Planner:
         bundle_digest: SHA-256 (hex) of the bundle's manifest, which names every file's digest.
     """
 
-    def __init__(self, bundle: Bundle, engine: OrtEngine, family: str, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        family: str,
+        prefix_cache: bool = True,
+        forced_tokens: bool = True,
+        repair: bool = False,
+    ) -> None:
         self.family, self.backend, self.bundle_digest = family, BACKENDS[0], bundle.digest
-        self._engine = engine
+        self._engine, self._forced_tokens, self._repair = engine, forced_tokens, repair
         self._spec, self._tokens = bundle.manifest.image, bundle.manifest.tokens
         prompt = bundle.manifest.prompts[family]
         self._max_new_tokens = prompt.max_new_tokens
         self._tokenizer = _tokenizer(bundle)
-        before, after = (
-            self._tokenizer.encode(text, add_special_tokens=False).ids
-            for text in (prompt.prefix, prompt.suffix)
-        )
+        before, after = (self._encode(text) for text in (prompt.prefix, prompt.suffix))
         ids = [*before, *[self._tokens.image] * self._spec.tokens, *after]
         _check_ids(bundle, engine, ids, prompt.max_new_tokens)
         positions = mrope_positions(ids, self._tokens.image, self._spec)
         self._length, self._next_position = len(ids), int(positions.max()) + 1
-        kept = len(before) if prefix_cache else 0
-        self._prefix = ids[:kept], positions[:, :kept]
-        self._frame = ids[kept:], positions[:, kept:]
-        self._suppressed = np.array(self._tokens.suppressed, dtype=np.int64)
         # Only a token that holds the last character of `</answer>` can complete it.
         pieces = self._tokenizer.get_vocab()
         self._closing = {i for piece, i in pieces.items() if STOP_TEXT[-1] in piece}
+        kept = len(before) if prefix_cache else 0
+        self._prefix = ids[:kept], positions[:, :kept]
+        # Drafts are made of few words, and the tokenizer takes its time for each call.
+        self._pieces: dict[int, str] = {}
+        self._words: dict[str, list[int]] = {}
+        # Every response begins alike, and that much is read with the picture.
+        self._begun = self._draft(Drafter(family), "")
+        self._frame = (
+            [*ids[kept:], *self._begun],
+            np.hstack(
+                [positions[:, kept:], self._positions(0, len(self._begun)).repeat(3, axis=0)]
+            ),
+        )
+        self._lock = threading.Lock()
         self._read_prefix()
 
     @classmethod
@@ -111,6 +139,8 @@ class Planner:
         family: str = "frozenlake",
         threads: int | None = None,
         prefix_cache: bool = True,
+        forced_tokens: bool = True,
+        repair: bool = False,
     ) -> Planner:
         """Load a bundle; every file's digest is checked before any is used.
 
@@ -120,6 +150,10 @@ class Planner:
             family: the family to plan for; the bundle must have been exported for it.
             threads: CPU threads of the model; None: one for a small model, else all cores.
             prefix_cache: compute the instruction's keys and values once instead of every frame.
+            forced_tokens: read what the format fixes in one pass instead of token by token. Neither
+                changes an answer.
+            repair: where the model's plan fails in the state that it recovered, give a shortest one
+                there instead, marked as repaired.
 
         Raises:
             BundleError: missing, damaged or of another version; no such backend or family in it.
@@ -138,7 +172,8 @@ class Planner:
             raise BundleError(
                 f"the bundle {bundle_dir} cannot plan for {family!r}; it has: {', '.join(families)}"
             )
-        return cls(bundle, OrtEngine(bundle, threads), family, prefix_cache)
+        engine = OrtEngine(bundle, threads)
+        return cls(bundle, engine, family, prefix_cache, forced_tokens, repair)
 
     def plan(self, rgb: NDArray[np.uint8]) -> Response:
         """Plan from a picture uint8 [H, W, 3] of any size. The same picture gives the same answer.
@@ -147,50 +182,109 @@ class Planner:
             ImageError: not such an array.
             InferenceError: the model computed values that are not numbers.
         """
+        with self._lock:
+            return self._plan(rgb)
+
+    def _plan(self, rgb: NDArray[np.uint8]) -> Response:
         began = time.perf_counter()
         pixels = patchify(fit(rgb, self._spec)[None], self._spec)
         seeing = time.perf_counter()
         self._engine.see(pixels)
         reading = time.perf_counter()
-        logits = self._engine.read(*self._frame, start=len(self._prefix[0]))
-        writing = time.perf_counter()
-        text = self._write(logits)
-        written = time.perf_counter()
-        parsed = parse_response(text, self.family)
-        verdict = _judge(parsed.state, parsed.plan, parsed.problem)
-        timings = {
-            "preprocess": seeing - began,
-            "vision": reading - seeing,
-            "prefill": writing - reading,
-            "decode": written - writing,
-            "total": time.perf_counter() - began,
-        }
-        return Response(parsed.state, parsed.plan, text, timings, verdict)
-
-    def _write(self, logits: NDArray[np.float32]) -> str:
-        """Decode greedily to `</answer>`, the end of the turn, or the most tokens."""
-        tokens: list[int] = []
-        while (token := self._choose(logits)) != self._tokens.end:
-            tokens.append(token)
-            if len(tokens) == self._max_new_tokens or self._is_complete(tokens):
-                break
-            place = len(tokens) - 1
-            position = np.full((3, 1), self._next_position + place)
-            logits = self._engine.read([token], position, start=self._length + place)
-        text = self._tokenizer.decode(tokens)
-        return text[: text.index(STOP_TEXT) + len(STOP_TEXT)] if STOP_TEXT in text else text
-
-    def _choose(self, logits: NDArray[np.float32]) -> int:
-        logits[self._suppressed] = -np.inf
-        token = int(logits.argmax())  # the first NaN, if there is one
-        if not np.isfinite(logits[token]):
+        try:
+            said = self._engine.read(
+                *self._frame, start=len(self._prefix[0]), asked=1 + len(self._begun)
+            )
+            writing = time.perf_counter()
+            tokens, passes = self._write(said)
+        except InferenceError:
             # What is not a number would stay in the cache and spoil the frames to come.
             self._engine.reset()
             self._read_prefix()
-            raise InferenceError(
-                "the model's logits are not finite numbers: its weights are damaged or overflow"
+            raise
+        text = _up_to_stop(self._tokenizer.decode(tokens))
+        checking = time.perf_counter()
+        parsed = parse_response(text, self.family)
+        verdict = _judge(parsed.state, parsed.plan, parsed.problem)
+        response = Response(parsed.state, parsed.plan, text, {}, verdict, len(tokens), passes)
+        if self._repair:
+            response = _repaired(response)
+        ended = time.perf_counter()
+        response.timings.update(
+            preprocess=seeing - began,
+            vision=reading - seeing,
+            prefill=writing - reading,
+            decode=checking - writing,
+            check=ended - checking,
+            total=ended - began,
+        )
+        return response
+
+    def _write(self, said: list[int]) -> tuple[list[int], int]:
+        """Decode greedily to `</answer>`, the end of the turn, or the most tokens.
+
+        Args:
+            said: what the model says after the prompt and after each token of `_begun`.
+
+        Returns:
+            The response's tokens, and the number of passes that it took.
+        """
+        tokens: list[int] = []
+        drafter, written = Drafter(self.family), ""
+        drafted, passes, trusted = self._begun, 1, self._max_new_tokens
+        while True:
+            for kept, token in enumerate(said):
+                if token == self._tokens.end:
+                    return tokens, passes
+                tokens.append(token)
+                written += self._piece(token)
+                if len(tokens) == self._max_new_tokens or self._is_complete(tokens):
+                    return tokens, passes
+                if kept < len(drafted) and drafted[kept] != token:
+                    # What was said beyond it goes on from something else. A model that leaves the
+                    # drafts, as on a detour, is likely to leave the next one as well.
+                    trusted = _LEAST_TRUSTED + 2 * kept
+                    break
+            else:
+                trusted *= 4
+            place = len(tokens) - 1
+            room = self._max_new_tokens - len(tokens)
+            drafted = self._draft(drafter, written)[: min(trusted, room)]
+            said = self._engine.read(
+                [tokens[-1], *drafted],
+                self._positions(place, 1 + len(drafted)),
+                start=self._length + place,
+                asked=1 + len(drafted),
             )
-        return token
+            passes += 1
+
+    def _draft(self, drafter: Drafter, written: str) -> list[int]:
+        """Return the tokens that probably follow what was written."""
+        if not self._forced_tokens:
+            return []
+        words = drafter.draft(written).replace(" ", "\n ").split("\n")
+        return [token for word in words for token in self._word(word)]
+
+    def _piece(self, token: int) -> str:
+        """Return the text of a token, as far as it has one by itself; drafts need no more."""
+        if token not in self._pieces:
+            self._pieces[token] = self._tokenizer.decode([token])
+        return self._pieces[token]
+
+    def _word(self, word: str) -> list[int]:
+        """Return the tokens of a drafted word and the space before it."""
+        if word not in self._words:
+            self._words[word] = self._encode(word)
+        return self._words[word]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _positions(self, place: int, count: int) -> NDArray[np.int64]:
+        """Return the positions [1, count] of a response's tokens from `place` on."""
+        first = self._next_position + place
+        return np.arange(first, first + count)[None]
 
     def _is_complete(self, tokens: list[int]) -> bool:
         return tokens[-1] in self._closing and STOP_TEXT in self._tokenizer.decode(
@@ -203,7 +297,7 @@ class Planner:
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
-    """Return a response as JSON values: actions, path, state, verdict, text and timings [s]."""
+    """Return a response as JSON values, its fields by name; `plan` as "actions"."""
     state, plan = response.state, response.plan
     verdict = asdict(response.verdict)
     path = [list(cell) for cell in verdict.pop("path")]
@@ -212,7 +306,10 @@ def response_to_dict(response: Response) -> dict[str, Any]:
         "path": path,
         "state": None if state is None else state_to_dict(state),
         "verdict": verdict,
+        "repaired": response.repaired,
         "text": response.text,
+        "tokens": response.tokens,
+        "passes": response.passes,
         "timings": response.timings,
     }
 
@@ -226,16 +323,28 @@ def _judge(state: State | None, plan: Plan | None, problem: str | None) -> Verdi
     return Verdict(legal, outcome.success, failure, outcome.path)
 
 
+def _repaired(response: Response) -> Response:
+    """Return the response with a shortest plan in its state, where its own does not succeed."""
+    state = response.state
+    if state is None or response.verdict.success or (plan := solve(state)) is None:
+        return response
+    return replace(response, plan=plan, verdict=_judge(state, plan, None), repaired=True)
+
+
+def _up_to_stop(text: str) -> str:
+    return text[: text.index(STOP_TEXT) + len(STOP_TEXT)] if STOP_TEXT in text else text
+
+
 def _tokenizer(bundle: Bundle) -> Tokenizer:
     try:
-        return Tokenizer.from_str(bundle.files[TOKENIZER].decode())
+        return Tokenizer.from_str(bytes(bundle.files[TOKENIZER]).decode())
     except Exception as error:  # `tokenizers` raises plain Exception
         raise BundleError(f"cannot load {TOKENIZER} in {bundle.path}: {error}") from None
 
 
-def _check_ids(bundle: Bundle, engine: OrtEngine, ids: list[int], max_new_tokens: int) -> None:
+def _check_ids(bundle: Bundle, engine: Engine, ids: list[int], max_new_tokens: int) -> None:
     tokens = bundle.manifest.tokens
-    if max(*ids, tokens.end, *tokens.suppressed) >= engine.vocabulary:
+    if max(*ids, tokens.end) >= engine.vocabulary:
         raise BundleError(f"token ids in {bundle.path} exceed the model's vocabulary")
     if len(ids) + max_new_tokens > bundle.manifest.cache_length:
         raise BundleError(f"prompt and response in {bundle.path} exceed its cache")

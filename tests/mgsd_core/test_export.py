@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mgsd_core.export import ExportError, export_bundle  # noqa: E402
 from mgsd_core.export.graphs import decoder_graph, vision_graph  # noqa: E402
 from mgsd_core.export.reference import greedy_text, logit_difference  # noqa: E402
 from mgsd_core.runtime import Planner  # noqa: E402
-from mgsd_core.runtime.bundle import read_bundle  # noqa: E402
+from mgsd_core.runtime.bundle import BundleError, read_bundle  # noqa: E402
 from mgsd_core.runtime.ort_engine import OrtEngine  # noqa: E402
 from sim import UnknownFamilyError  # noqa: E402
 
@@ -96,11 +98,14 @@ def test_the_graphs_keep_the_contract(restless_backbone):
         "position_ids": [3, 1, "S"],
         "write_index": [1],
         "attention_mask": [1, 1, "S", 77],
+        "asked": ["N"],
         **{f"past_{name}": shape for name, shape in cache.items()},
     }
     vocabulary = len(restless_backbone.tokenizer)
     assert shapes(decoder.graph.output) == {
-        "logits": [1, 1, vocabulary],
+        "tokens": [1, "N"],
+        "total": [1, "N"],
+        "logits": [1, "N", vocabulary],
         **{f"present_{name}": shape for name, shape in cache.items()},
     }
     for model in (vision, decoder):
@@ -112,6 +117,132 @@ def test_the_graphs_keep_the_contract(restless_backbone):
         assert not any(n.doc_string or n.metadata_props for n in model.graph.node)
     # Tied weights are stored once.
     assert sum(np.prod(w.dims) == vocabulary * 96 for w in decoder.graph.initializer) == 1
+
+
+# All that TensorRT 10.13 reads, of what we use.
+PORTABLE = set(
+    re.findall(
+        r"\w+",
+        "Add ArgMax Cast Concat Cos DequantizeLinear Div Equal Gather Gelu Gemm Identity "
+        "LayerNormalization MatMul Mul ReduceMean ReduceSum Reshape Shape Sigmoid Sin Softmax "
+        "Split Sqrt Squeeze Sub Transpose Unsqueeze Where",
+    )
+)
+
+
+@pytest.mark.parametrize(("precision", "opset"), [("fp32", 20), ("fp16", 20), ("int4-fp16", 21)])
+def test_portable_graphs_hold_old_operators_only(restless_backbone, precision, opset):
+    vision = vision_graph(restless_backbone.model, restless_backbone.image, precision, True)
+    decoder = decoder_graph(restless_backbone.model, 77, (), precision, True)
+    assert [o.version for o in decoder.opset_import] == [opset]
+    for model in (vision, decoder):
+        assert {node.op_type for node in model.graph.node} <= PORTABLE
+    outputs = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in decoder.graph.output
+    }
+    assert outputs["present_key_0"] == [1, 1, "S", 32]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4", "int4-fp16"])
+@pytest.mark.parametrize("portable", [False, True])
+def test_every_precision_is_close_to_transformers(
+    make_restless, make_picture, tmp_path, precision, portable
+):
+    # Weights as they come: those of a restless model are so large that fp16 has little left.
+    backbone = make_restless(hidden=128, heads=4, kv_heads=2)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            if parameter.ndim >= 2:
+                parameter.div_(4)
+    path = export_bundle(
+        backbone,
+        tmp_path / "bundle",
+        precision=precision,
+        portable=portable,
+        least_agreement=None if precision == "fp32" else 0.0,
+        **LAKE,
+    )
+    bundle = read_bundle(path)
+    assert (bundle.manifest.precision, bundle.manifest.portable) == (precision, portable)
+    engine = OrtEngine(bundle, threads=1)
+    response = np.random.default_rng(0).integers(10, len(backbone.tokenizer), 20).tolist()
+    difference = logit_difference(backbone, engine, "frozenlake", make_picture(0), response)
+    least, most = {"fp32": (0, 1e-5), "fp16": (1e-6, 1e-2)}.get(precision, (1e-3, 0.3))
+    assert least <= difference < most
+    # Passes of several tokens say what passes of one do.
+    ids = response[:9]
+    positions = np.arange(9)[None]
+    at_once = engine.read(ids, positions, start=0, asked=9)
+    one_by_one = [engine.read([t], positions[:, i, None], start=i)[0] for i, t in enumerate(ids)]
+    assert at_once == one_by_one
+
+
+def test_int4_weights_are_the_nearest_of_their_block(restless_backbone):
+    """The rounding error of a value is at most half a step, but for what is cut off at the end."""
+    import onnxruntime as ort
+    from onnx import helper
+
+    decoder = decoder_graph(restless_backbone.model, 77, (), "int4")
+    layer = restless_backbone.model.model.language_model.layers[0].mlp.down_proj
+    name = "layers.0.down.weight"
+    node = next(n for n in decoder.graph.node if name in n.input)
+    kept = {w.name: w for w in decoder.graph.initializer if w.name in node.input}
+    value = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "weight", [], [value], initializer=kept.values())
+    model = helper.make_model(graph, opset_imports=decoder.opset_import, ir_version=11)
+    session = ort.InferenceSession(model.SerializeToString())
+    found = session.run(None, {})[0]
+    expected = layer.weight.detach().numpy().T
+    scale = onnx.numpy_helper.to_array(kept[f"{name}.scale"])
+    scale = np.repeat(scale, len(found) // len(scale), axis=0)
+    error = np.abs(found - expected) / np.abs(scale)
+    assert np.quantile(error, 0.95) <= 0.5 + 1e-4 and error.max() < 4
+    steps = found / scale
+    assert np.allclose(steps, steps.round(), atol=1e-4)
+    assert steps.round().min() == -8 and 0 < steps.round().max() <= 7
+
+
+def test_weights_beside_their_graph_are_the_same(make_restless, make_picture, tmp_path):
+    backbone = make_restless()
+    inside = export_bundle(backbone, tmp_path / "inside", **LAKE)
+    beside = export_bundle(backbone, tmp_path / "beside", external_bytes=0, **LAKE)
+    assert {"decoder.onnx.data", "vision.onnx.data"} <= set(read_bundle(beside).manifest.files)
+    assert (beside / "decoder.onnx").stat().st_size < (inside / "decoder.onnx").stat().st_size / 10
+    planners = [Planner.load(path, threads=1) for path in (inside, beside)]
+    for seed in range(3):
+        a, b = (planner.plan(make_picture(seed)).text for planner in planners)
+        assert a == b
+    data = beside / "decoder.onnx.data"
+    whole = data.read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", b"\1" + whole[1:], b""):
+        data.write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"decoder\.onnx\.data"):
+            read_bundle(beside)
+
+
+def test_answers_that_do_not_agree_well_enough_are_not_let_out(
+    trained_backbone, lake_episodes, tmp_path
+):
+    goldens = [("frozenlake", episode.image) for episode in lake_episodes]
+    export = partial(export_bundle, trained_backbone, tmp_path / "b", goldens=goldens, **LAKE)
+    # What the weights alone do not say: transformers never goes right.
+    right = [i for word, i in trained_backbone.tokenizer.get_vocab().items() if word in ("R", "ĠR")]
+    mask = torch.zeros(len(trained_backbone.tokenizer))
+    mask[right] = -1e9
+    handle = trained_backbone.model.lm_head.register_forward_hook(lambda *args: args[2] + mask)
+    try:
+        with pytest.raises(ExportError, match=r"it gives \d+ of 16 golden plans as the tr"):
+            export(precision="int4", least_agreement=1.0)
+        assert list(tmp_path.iterdir()) == []
+        manifest = read_bundle(export(precision="int4", least_agreement=0.0)).manifest
+        assert manifest.least_agreement == 0.0
+    finally:
+        handle.remove()
+    with pytest.raises(ExportError, match="in fp32 all answers must agree"):
+        export(least_agreement=0.5, overwrite=True)
+    with pytest.raises(ExportError, match="unknown precision 'fp8'; there are: fp32, fp16, int4"):
+        export(precision="fp8", overwrite=True)
 
 
 def test_the_same_weights_give_the_same_bytes(make_restless, tmp_path):

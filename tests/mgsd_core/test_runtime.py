@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,48 @@ def test_the_prefix_cache_changes_no_answer(restless_bundle, planner, make_pictu
     without = Planner.load(restless_bundle, threads=1, prefix_cache=False)
     for seed in range(8):
         assert without.plan(make_picture(seed)).text == planner.plan(make_picture(seed)).text
+
+
+def test_forced_tokens_change_no_answer(restless_bundle, planner, make_picture):
+    one_by_one = Planner.load(restless_bundle, threads=1, forced_tokens=False)
+    for seed in range(8):
+        response = one_by_one.plan(make_picture(seed))
+        assert response.text == planner.plan(make_picture(seed)).text
+        assert response.passes in (response.tokens, response.tokens + 1)
+
+
+def test_forced_tokens_spare_most_passes(bundle_dir, lake_episodes):
+    planner = Planner.load(bundle_dir, threads=1)
+    one_by_one = Planner.load(bundle_dir, threads=1, forced_tokens=False)
+    for episode in lake_episodes:
+        response, expected = planner.plan(episode.image), one_by_one.plan(episode.image)
+        assert (response.text, response.tokens) == (expected.text, expected.tokens)
+        assert response.passes < response.tokens / 2
+
+
+@pytest.mark.parametrize("cut", [1, 7, 12])
+def test_a_response_is_cut_at_the_most_tokens_within_a_draft(bundle_dir, tmp_path, cut):
+    manifest = read_bundle(bundle_dir).manifest
+    prompt = replace(manifest.prompts["frozenlake"], max_new_tokens=cut)
+    changed = rewrite(
+        bundle_dir, tmp_path / "b", {}, prompts={**manifest.prompts, "frozenlake": prompt}
+    )
+    golden = manifest.goldens[0]
+    rgb = read_image(bundle_dir / golden.image)
+    response = Planner.load(changed).plan(rgb)
+    assert response.tokens == cut and golden.text.startswith(response.text)
+    assert response == replace(
+        Planner.load(changed, forced_tokens=False).plan(rgb),
+        timings=response.timings,
+        passes=response.passes,
+    )
+
+
+def test_threads_may_share_a_planner(restless_bundle, planner, make_picture):
+    pictures = [make_picture(seed) for seed in range(6)] * 2
+    expected = [planner.plan(rgb).text for rgb in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        assert [r.text for r in pool.map(planner.plan, pictures)] == expected
 
 
 def test_threads_change_no_answer(restless_bundle, planner, make_picture):
@@ -223,9 +266,38 @@ def test_verdicts_are_about_the_state_that_was_recovered(
         assert data["state"] is None or data["actions"] is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "repaired"),
+    [("D R R U", False), ("D R", True), ("R R", True), ("PICK", True), ("", True)],
+)
+def test_a_plan_that_fails_in_its_own_state_can_be_repaired(
+    make_scripted, exported, words, tmp_path, answer, repaired
+):
+    end = words.convert_tokens_to_ids("<|im_end|>")
+    text = f"{SCENE} <answer>{answer}</answer>" if answer else f"{SCENE} I am at a loss."
+    as_it_is = exported(make_scripted([len(words), end], (text,))).plan(BLACK)
+    response = Planner.load(tmp_path / "exported", repair=True).plan(BLACK)
+    assert not as_it_is.repaired and response.repaired is repaired
+    assert response.text == as_it_is.text == text and response.state == as_it_is.state
+    assert response.verdict.success and simulate(response.state, response.plan).success
+    assert response_to_dict(response)["repaired"] is repaired
+    if not repaired:
+        assert response.plan == as_it_is.plan
+
+
+@pytest.mark.parametrize(
+    "scene", ["Somewhere.", "Size 3. Start (0,0). Goal (0,2). Holes (0,1) (1,0)."]
+)
+def test_what_cannot_be_repaired_stays_as_it_is(make_scripted, exported, words, tmp_path, scene):
+    end = words.convert_tokens_to_ids("<|im_end|>")
+    exported(make_scripted([len(words), end], (f"{scene} <answer>R R</answer>",)))
+    response = Planner.load(tmp_path / "exported", repair=True).plan(BLACK)
+    assert not response.repaired and not response.verdict.legal
+
+
 def test_timings_are_seconds_of_each_stage(planner, make_picture):
     timings = planner.plan(make_picture(0)).timings
-    assert list(timings) == ["preprocess", "vision", "prefill", "decode", "total"]
+    assert list(timings) == ["preprocess", "vision", "prefill", "decode", "check", "total"]
     assert all(value > 0 for value in timings.values())
     total = timings.pop("total")
     assert sum(timings.values()) <= total < 60
@@ -295,7 +367,7 @@ def test_files_that_are_intact_but_wrong_are_refused(restless_bundle, tmp_path):
         longer = manifest.cache_length + 1
         Planner.load(rewrite(restless_bundle, tmp_path / "4", {}, cache_length=longer))
     with pytest.raises(BundleError, match="exceed the model's vocabulary"):
-        tokens = replace(manifest.tokens, suppressed=(1 << 20,))
+        tokens = replace(manifest.tokens, end=1 << 20)
         Planner.load(rewrite(restless_bundle, tmp_path / "5", {}, tokens=tokens))
     with pytest.raises(BundleError, match="exceed its cache"):
         prompt = replace(manifest.prompts["maze"], max_new_tokens=1 << 20)
