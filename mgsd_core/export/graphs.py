@@ -27,9 +27,10 @@ came with 10.15. Their decoder attends to the past and to the new tokens side by
 [1, 1, S, Smax + S], it has no `write_index`, and present_key_i and present_value_i are
 [1, KV, S, D], the new tokens' alone, which the caller writes into its cache.
 
-Precisions: `fp32`; `fp16`, weights, activations and cache (norms, attention's softmax and logits
-are computed in fp32); `int4`, the decoder's linear layers as signed 4-bit numbers with a scale to
-every 128 of a column, all else as in `fp32`; `int4-fp16`, the same over `fp16`.
+Precisions: `fp32`; `fp16`, weights, activations and cache (norms and logits are computed in fp32;
+in which precision Attention computes its softmax is not said: TensorRT refuses graphs that say so,
+and ONNX Runtime takes fp32 either way); `int4`, the decoder's linear layers as signed 4-bit numbers
+with a scale to every 128 of a column, all else as in `fp32`; `int4-fp16`, the same over `fp16`.
 """
 
 from __future__ import annotations
@@ -106,11 +107,6 @@ class _Graph:
     def number(self) -> int:
         """Type of activations."""
         return int(TensorProto.FLOAT16 if self.half else TensorProto.FLOAT)
-
-    @property
-    def softmax(self) -> dict[str, Any]:
-        """Attributes of Attention, for a softmax in fp32."""
-        return {"softmax_precision": TensorProto.FLOAT} if self.half else {}
 
     def weight(self, name: str, value: torch.Tensor | NDArray[Any], keep: bool = False) -> str:
         """Add a constant; numbers get the graph's type unless they are to keep theirs."""
@@ -381,7 +377,7 @@ def _vision_block(g: _Graph, x: str, name: str, block: Qwen3VLVisionBlock) -> st
             for part in (q, k)
         )
         counts = {"q_num_heads": heads, "kv_num_heads": heads}
-        y = g.op("Attention", q, k, v, scale=block.attn.scaling, **counts, **g.softmax)
+        y = g.op("Attention", q, k, v, scale=block.attn.scaling, **counts)
     x = g.op("Add", x, g.linear(y, f"{name}.proj", block.attn.proj))
     y = _layer_norm(g, x, f"{name}.norm2", block.norm2)
     y = g.linear(y, f"{name}.fc1", block.mlp.linear_fc1)
@@ -456,7 +452,7 @@ def _text_layer(
         past_k, past_v = f"past_key_{i}", f"past_value_{i}"
         k = g.op("TensorScatter", past_k, k, "write_index", axis=2, out=f"present_key_{i}")
         v = g.op("TensorScatter", past_v, v, "write_index", axis=2, out=f"present_value_{i}")
-        y = g.op("Attention", q, k, v, "attention_mask", scale=attention.scaling, **g.softmax)
+        y = g.op("Attention", q, k, v, "attention_mask", scale=attention.scaling)
     y = _from_heads(g, y, heads * size)
     x = g.op("Add", x, g.linear(y, f"{name}.o", attention.o_proj))
     y = _rms_norm(g, x, f"{name}.norm2", layer.post_attention_layernorm)
