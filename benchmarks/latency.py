@@ -7,8 +7,10 @@ The first takes held-out pictures of all families and levels that `models/nano` 
 family's pictures are planned by transformers (with the number of threads that is faster for it), by
 the planner as it comes, and by planners without forced tokens, without the prefix cache and without
 both; they take turns, so that all meet the same machine. Texts must be equal. `bare` repeats
-exactly the session runs of every plan, bound as the planner bound them, and nothing else.
+exactly the session runs of every plan, bound as the planner bound them, and nothing else;
+`scene_stands_still` plans on a picture for the second time.
 
+Memory is that of a process which does nothing else, after a tenth of its plans and after all.
 `speedup_p50` is transformers' median over the planner's, `overhead_p50` the planner's median over
 that of its bare session runs. The roofline of a decode step is the time in which memory brings its
 weights and its cache, at the bandwidth measured here.
@@ -146,6 +148,31 @@ def cold_start(bundle: Path) -> dict[str, float]:
     return {"load_s": loaded, "first_plan_s": first, "peak_mib": peak / 1024}
 
 
+MANY_PLANS = """
+import sys
+from mgsd_core.runtime import Planner, read_image
+planner = Planner.load(sys.argv[1], family=sys.argv[2])
+pictures = [read_image(path) for path in sys.argv[4:]]
+count = int(sys.argv[3])
+for i in range(count):
+    planner.plan(pictures[i % len(pictures)])
+    if i + 1 in (count // 10, count):
+        status = open("/proc/self/status").read().split()
+        print(status[status.index("VmRSS:") + 1])
+"""
+
+
+def memory(bundle: Path, count: int) -> dict[str, float]:
+    """Return the memory of a process after a tenth of so many plans, and after all [MiB]."""
+    goldens = read_bundle(bundle).manifest.goldens
+    family = goldens[0].family
+    shown = [str(bundle / golden.image) for golden in goldens if golden.family == family]
+    command = [sys.executable, "-c", MANY_PLANS, str(bundle), family, str(count), *shown]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    early, late = (int(value) / 1024 for value in run.stdout.split())
+    return {"plans": float(count), "early_mib": early, "late_mib": late, "ratio": late / early}
+
+
 def measure(
     bundle: Path, model: Path, each: int, rounds: int, threads: int | None
 ) -> dict[str, Any]:
@@ -184,6 +211,11 @@ def measure(
             runs = [timed(lambda calls=calls: [call() for call in calls]) for calls in recorded]
             if turn:
                 seconds.setdefault("bare", []).extend(took for took, _ in runs)
+            for rgb in of_family if turn else ():
+                ways["planner"](rgb)
+                seconds.setdefault("scene_stands_still", []).append(
+                    timed(partial(ways["planner"], rgb))[0]
+                )
     for response in said["planner"]:
         for stage, value in response.timings.items():
             stages.setdefault(stage, []).append(value)
@@ -323,7 +355,9 @@ def graph_times(path: Path, length: int, rounds: int) -> dict[str, float]:
     """Return what the graph takes [ms], its cache bound in place."""
     import onnxruntime as ort
 
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     times: dict[int, list[float]] = {PROMPT: [], 1: []}
     half = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     kinds = {**half, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
@@ -383,6 +417,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="its weights; default: models/nano-weights")
     parser.add_argument("--each", type=int, default=6, help="pictures a family and level [count]")
     parser.add_argument("--threads", type=int, help="CPU threads of the planner; default: its own")
+    parser.add_argument("--plans", type=int, default=5000, help="plans of the memory test [count]")
     parser.add_argument("--shape", choices=("nano", "4b"), default="nano", help="what is measured")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of --shape 4b")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds [count]")
@@ -396,6 +431,7 @@ def main() -> None:
             **measure(bundle, model, args.each, args.rounds, args.threads),
             "decode_roofline": decode_roofline(bundle, args.threads),
             "cold_start": cold_start(bundle),
+            "memory": memory(bundle, args.plans),
         }
     show(results)
     if args.json:

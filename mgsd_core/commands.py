@@ -26,6 +26,7 @@ def register(commands: Any) -> None:
     from mgsd_core.commands_experiment import register_experiment
     from mgsd_core.commands_export import register_export
     from mgsd_core.commands_family import register_family
+    from mgsd_core.commands_inspect import register_inspect
     from mgsd_core.commands_plan import register_plan
 
     formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -61,6 +62,7 @@ def register(commands: Any) -> None:
     register_experiment(commands)
     register_family(commands)
     register_export(commands)
+    register_inspect(commands)
     register_plan(commands)
 
 

@@ -52,7 +52,7 @@ def register_export(commands: Any) -> None:
         type=float,
         metavar="SHARE",
         help="share of the golden pictures for which the bundle, and any engine that is built from "
-        "it, must give the model's plan [0 to 1]; default: 1 in fp32, 0.9 in fp16, else 0.5",
+        "it, must give the model's plan [0 to 1]; default: 1 in fp32, 0.9 in fp16, else 0.75",
     )
     add("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.set_defaults(run=_export)

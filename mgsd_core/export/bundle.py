@@ -53,7 +53,8 @@ from sim import FAMILIES, find_family, sample, solve
 from sim.family import check_family
 
 #: By precision, the share of goldens whose plan must be transformers', unless it is said otherwise.
-LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.9, "int4": 0.5, "int4-fp16": 0.5}
+#: models/nano gives 100 % of them in fp16 and 94 % in int4, see benchmarks/agreement.py.
+LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.9, "int4": 0.75, "int4-fp16": 0.75}
 
 #: Weights of more bytes are written beside their graph, which must stay below protobuf's 2 GiB.
 EXTERNAL_BYTES = 1 << 30

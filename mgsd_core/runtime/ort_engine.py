@@ -44,7 +44,8 @@ class OrtEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         small = bundle.graph_bytes(DECODER) < _SINGLE_THREAD_BYTES
-        threads = threads or (1 if small else 0)  # 0: all cores
+        # Said here, because ONNX Runtime itself counts two hyperthreads as one.
+        threads = threads or (1 if small else len(os.sched_getaffinity(0)))
         self._vision = _session(bundle, VISION, threads)
         self._decoder = _session(bundle, DECODER, threads)
         self._inputs = {i.name: i for i in self._decoder.get_inputs()}
@@ -88,6 +89,12 @@ class OrtEngine:
         """Return the logits [asked, V] instead; overwritten by the next call. For checks."""
         logits: NDArray[np.float32] = self._run(ids, positions, start, asked, logits=True)["logits"]
         return logits[0]
+
+    def signature(self, name: str) -> dict[str, dict[str, list[Any]]]:
+        """Return a graph's {"inputs", "outputs": {name: [type, shape]}}."""
+        session = self._vision if name == VISION else self._decoder
+        sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+        return {side: {v.name: [v.type, v.shape] for v in values} for side, values in sides.items()}
 
     def reset(self) -> None:
         """See `Engine.reset`."""

@@ -119,6 +119,13 @@ def test_forced_tokens_spare_most_passes(bundle_dir, lake_episodes):
         assert response.passes < response.tokens / 2
 
 
+def test_a_scene_that_stands_still_takes_few_passes(bundle_dir, lake_episodes):
+    planner = Planner.load(bundle_dir, threads=1)
+    for episode in lake_episodes:
+        first, again = planner.plan(episode.image), planner.plan(episode.image)
+        assert again.text == first.text and again.passes <= 4
+
+
 @pytest.mark.parametrize("cut", [1, 7, 12])
 def test_a_response_is_cut_at_the_most_tokens_within_a_draft(bundle_dir, tmp_path, cut):
     manifest = read_bundle(bundle_dir).manifest
