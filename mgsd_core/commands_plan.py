@@ -58,6 +58,12 @@ def register_plan(commands: Any) -> None:
     add("--family", default="frozenlake", help="family to plan for")
     add("--backend", default="auto", help="what runs the bundle: auto or onnxruntime-cpu")
     add("--threads", type=int, help="CPU threads [count]; default: one for a small model, else all")
+    add(
+        "--repair",
+        action="store_true",
+        help="where a plan fails in the state that the model recovered, give a shortest one there, "
+        "marked as repaired",
+    )
     add("--draw", type=Path, metavar="DIR", help="also write the pictures with their plans drawn")
     parser.set_defaults(run=_plan)
 
@@ -75,7 +81,9 @@ def _plan(args: argparse.Namespace) -> int:
     if args.every < 1 or (args.count is not None and args.count < 1):
         raise ValueError("--every and --count must be at least 1")
     paths = find_images(args.images)
-    planner = Planner.load(args.bundle, args.backend, args.family, args.threads)
+    planner = Planner.load(
+        args.bundle, args.backend, args.family, args.threads, repair=args.repair
+    )
     if args.draw is not None:
         args.draw.mkdir(parents=True, exist_ok=True)
     total = None if live or any(map(is_video, paths)) else len(paths)

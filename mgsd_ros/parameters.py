@@ -64,6 +64,12 @@ class PlannerParameters:
     backend: str = _parameter(
         "backend", "auto", "Engine to run the bundle on; auto takes the fastest that works here."
     )
+    repair: bool = _parameter(
+        "repair",
+        False,
+        "Where the model's plan fails in the state that it recovered, publish a shortest one there "
+        "instead; ~/actions says that it is repaired.",
+    )
     reliability: str = _parameter(
         "reliability",
         "best_effort",
@@ -147,7 +153,8 @@ def declare(node: Node) -> PlannerParameters:
         try:
             parameter = node.declare_parameter(about["name"], field.default, descriptor)
         except InvalidParameterTypeException as error:
-            kind = "a decimal number (1.0, not 1)" if isinstance(field.default, float) else "text"
+            kinds = {float: "a decimal number (1.0, not 1)", bool: "true or false", str: "text"}
+            kind = kinds[type(field.default)]
             raise ParameterError(f"parameter {about['name']} must be {kind}") from error
         except InvalidParameterValueException as error:
             raise ParameterError(

@@ -79,6 +79,7 @@ class PlannerNode(Node):
             bundle,
             backend=self._parameters.backend,
             family=self._parameters.family,
+            repair=self._parameters.repair,
         )
         self.get_logger().info(
             f"loaded {bundle} in {time.monotonic() - started:.1f} s: family "

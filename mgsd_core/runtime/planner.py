@@ -78,8 +78,8 @@ class Response:
     text: str
     timings: dict[str, float]
     verdict: Verdict
-    tokens: int
-    passes: int
+    tokens: int = 0
+    passes: int = 0
     repaired: bool = False
 
 

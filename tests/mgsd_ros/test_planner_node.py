@@ -122,6 +122,20 @@ def test_without_calibration_there_are_no_metres(
     assert "grid.cell_size is 0" in node.warnings()[0]
 
 
+def test_a_failing_plan_is_repaired_where_the_node_may(
+    start_node: StartNode, ros_env: dict[str, str], odd_bag: Path, tmp_path: Path
+) -> None:
+    """The pictures of noise are read as some state or other; the plan then succeeds there."""
+    play_odd = (odd_bag, ros_env, tmp_path / "answers.jsonl", "--topic", "/noise")
+    start_node(*PLACED, "-p", "repair:=true")
+    answers = [line["played"]["answer"] for line in play(*play_odd)]
+    assert any(answer["repaired"] for answer in answers)
+    for answer in answers:
+        if answer["repaired"]:
+            assert answer["verdict"] == {"legal": True, "success": True, "failure": None}
+            assert answer["error"] is None and answer["path"]
+
+
 def test_an_answer_that_is_not_to_be_followed_is_an_empty_path_with_the_reason(
     start_node: StartNode, ros_env: dict[str, str], odd_bag: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +271,7 @@ def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
         (("-p", "max_frame_age:=-1.0", "-p", "bundle:=x"), "max_frame_age must be from 0.0 to"),
         (("-p", "max_frame_age:=.nan", "-p", "bundle:=x"), "max_frame_age must be from 0.0 to"),
         (("-p", "grid.cell_size:=1", "-p", "bundle:=x"), "grid.cell_size must be a decimal"),
+        (("-p", "repair:=1", "-p", "bundle:=x"), "repair must be true or false"),
         (
             (
                 "-p",
