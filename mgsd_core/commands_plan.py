@@ -81,9 +81,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.every < 1 or (args.count is not None and args.count < 1):
         raise ValueError("--every and --count must be at least 1")
     paths = find_images(args.images)
-    planner = Planner.load(
-        args.bundle, args.backend, args.family, args.threads, repair=args.repair
-    )
+    planner = Planner.load(args.bundle, args.backend, args.family, args.threads, repair=args.repair)
     if args.draw is not None:
         args.draw.mkdir(parents=True, exist_ok=True)
     total = None if live or any(map(is_video, paths)) else len(paths)
