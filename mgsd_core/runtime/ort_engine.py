@@ -175,24 +175,39 @@ class OrtEngine:
         """Refuse graphs that do not fit the manifest or each other."""
         spec, length = bundle.manifest.image, bundle.manifest.cache_length
         seen = {i.name: i.shape for i in (*self._vision.get_inputs(), *self._vision.get_outputs())}
-        shapes = {name: i.shape for name, i in self._inputs.items()}
-        outputs = {o.name: o.shape for o in self._decoder.get_outputs()}
+        given = {name: i.shape for name, i in self._inputs.items()}
+        said = {o.name: o.shape for o in self._decoder.get_outputs()}
         try:
-            tokens, hidden = seen["image_embeds"]
-            layers = seen["deepstack_embeds"][0]
+            hidden, layers = seen["image_embeds"][-1], seen["deepstack_embeds"][0]
+            self.vocabulary = int(said["logits"][-1])
+            caches = {name: shape for name, shape in given.items() if name.startswith("past_")}
             fits = (
-                seen["pixel_values"] == [spec.grid**2, 3 * spec.temporal * spec.patch**2]
-                and tokens == spec.tokens
-                and shapes["visual_embeds"][-1] == hidden
-                and shapes["deepstack_embeds"][1] == layers
-                and shapes["attention_mask"][-1] == ("Smax + S" if self._portable else length)
-                and ("write_index" in shapes) != self._portable
-                and shapes["asked"] == ["N"]
-                and {"tokens", "total"} < set(outputs)
+                seen
+                == {
+                    "pixel_values": [spec.grid**2, 3 * spec.temporal * spec.patch**2],
+                    "image_embeds": [spec.tokens, hidden],
+                    "deepstack_embeds": [layers, spec.tokens, hidden],
+                }
+                and given
+                == {
+                    "input_ids": [1, "S"],
+                    "visual_embeds": [1, "S", hidden],
+                    "deepstack_embeds": [1, layers, "S", hidden],
+                    "position_ids": [3, 1, "S"],
+                    "attention_mask": [1, 1, "S", "Smax + S" if self._portable else length],
+                    "asked": ["N"],
+                    **({} if self._portable else {"write_index": [1]}),
+                    **caches,
+                }
+                and all(len(s) == 4 and s[0] == 1 and s[2] == length for s in caches.values())
+                and [said["tokens"], said["total"]] == [[1, "N"], [1, "N"]]
+                and all(
+                    said[name.replace("past", "present")]
+                    == [1, s[1], "S" if self._portable else length, s[3]]
+                    for name, s in caches.items()
+                )
                 and all(i.type in _TYPES for i in self._inputs.values())
-                and all(s[2] == length for n, s in shapes.items() if n.startswith("past_"))
             )
-            self.vocabulary = int(outputs["logits"][-1])
         except (KeyError, IndexError, ValueError, TypeError):
             fits = False
         if not fits:
