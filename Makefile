@@ -13,7 +13,7 @@ setup: $(READY)
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[export,experiment,bag,ros,ray,video,dev]"
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[export,tensorrt,experiment,bag,ros,ray,video,dev]"
 	@touch $(READY)
 
 demo: setup

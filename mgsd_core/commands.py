@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def register(commands: Any) -> None:
     """Add this package's commands to the parser of `mgsd`."""
+    from mgsd_core.commands_engine import register_engine
     from mgsd_core.commands_evaluate import register_evaluate
     from mgsd_core.commands_experiment import register_experiment
     from mgsd_core.commands_export import register_export
@@ -63,6 +64,7 @@ def register(commands: Any) -> None:
     register_family(commands)
     register_export(commands)
     register_inspect(commands)
+    register_engine(commands)
     register_plan(commands)
 
 

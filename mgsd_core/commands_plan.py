@@ -56,7 +56,12 @@ def register_plan(commands: Any) -> None:
         help="what `mgsd export` wrote (default: the model that comes with the package)",
     )
     add("--family", default="frozenlake", help="family to plan for")
-    add("--backend", default="auto", help="what runs the bundle: auto or onnxruntime-cpu")
+    add(
+        "--backend",
+        default="auto",
+        help="what runs the bundle: auto, tensorrt, tensorrt-rtx or onnxruntime-cpu; auto takes an "
+        "engine of `mgsd build-engine` where there is one for the GPU here",
+    )
     add("--threads", type=int, help="CPU threads [count]; default: one for a small model, else all")
     add(
         "--repair",

@@ -148,11 +148,12 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the one spelling of a manifest."""
     content = {"schema_version": SCHEMA_VERSION, "families": list(manifest.families)}
     content |= asdict(manifest)
-    content["digest"] = hashlib.sha256(_spell(content)).hexdigest()
-    return _spell(content)
+    content["digest"] = hashlib.sha256(spell(content)).hexdigest()
+    return spell(content)
 
 
-def _spell(content: dict[str, Any]) -> bytes:
+def spell(content: dict[str, Any]) -> bytes:
+    """Return the one spelling of a JSON object."""
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
@@ -164,7 +165,7 @@ def file_entry(data: Content) -> FileEntry:
 # --- reading ------------------------------------------------------------------------------------
 
 #: Weights of many gigabytes are mapped, not read.
-Content = Union[bytes, mmap.mmap]
+Content = Union[bytes, mmap.mmap, memoryview]
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def read_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"no bundle at {path}: there is no such directory")
     if not (path / MANIFEST).exists():
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}")
-    data = _read_plain(path, MANIFEST, _MAX_MANIFEST_BYTES)
+    data = read_plain(path, MANIFEST, _MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data)
     try:
         digest = prompts.prompts_digest(manifest.prompt_style, manifest.families)
@@ -220,36 +221,41 @@ def read_bundle(path: str | Path) -> Bundle:
     for name, entry in manifest.files.items():
         content: Content
         if name.endswith(DATA_SUFFIX) and entry.bytes:
-            content = _map_plain(path, name, entry.bytes)
+            content = map_plain(path, name, entry.bytes)
         else:
-            content = _read_plain(path, name, entry.bytes)
+            content = read_plain(path, name, entry.bytes)
         if file_entry(content) != entry:
             raise BundleError(f"{name} in {path} is damaged: its SHA-256 is not the manifest's")
         files[name] = content
     return Bundle(path, hashlib.sha256(data).hexdigest(), manifest, files)
 
 
-def _read_plain(directory: Path, name: str, most: int) -> bytes:
+def read_plain(directory: Path, name: str, most: int) -> bytes:
     """Read a regular file of at most `most` bytes, never through a symbolic link."""
-    with _open_plain(directory, name, most) as file:
+    with open_plain(directory, name, most) as file:
         return file.read(most + 1)
 
 
-def _map_plain(directory: Path, name: str, size: int) -> mmap.mmap:
+def map_plain(directory: Path, name: str, size: int) -> mmap.mmap:
     """Map a regular file of exactly `size` bytes, never through a symbolic link."""
-    with _open_plain(directory, name, size) as file:
+    with open_plain(directory, name, size) as file:
         if os.fstat(file.fileno()).st_size != size:
             raise BundleError(f"{name} in {directory} is damaged: it has not {size} bytes")
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
 
 @contextmanager
-def _open_plain(directory: Path, name: str, most: int) -> Iterator[BinaryIO]:
+def open_plain(directory: Path, name: str, most: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `most` bytes, never through a symbolic link.
+
+    Raises:
+        BundleError: it is something else, or cannot be read; the file is named.
+    """
     path = directory / name
     try:
         for part in (directory / name.split("/")[0], path):
             if stat.S_ISLNK(part.lstat().st_mode):
-                raise BundleError(f"{name} in {directory} is a symbolic link; a bundle has none")
+                raise BundleError(f"{name} in {directory} is a symbolic link; there must be none")
         # Not blocking: opening a named pipe would wait for its writer.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:

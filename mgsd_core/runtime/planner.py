@@ -22,14 +22,11 @@ from tokenizers import Tokenizer
 from mgsd_core.drafts import Drafter
 from mgsd_core.installed import shipped_bundle
 from mgsd_core.prompts import STOP_TEXT, parse_response
+from mgsd_core.runtime.backends import BACKENDS, ONNXRUNTIME, choose_engine
 from mgsd_core.runtime.bundle import TOKENIZER, Bundle, BundleError, read_bundle
 from mgsd_core.runtime.engine import Engine, InferenceError
-from mgsd_core.runtime.ort_engine import OrtEngine
 from mgsd_core.runtime.preprocess import fit, mrope_positions, patchify
 from sim import Cell, Failure, Plan, State, simulate, solve, state_to_dict
-
-#: Ways to run a bundle, best first; "auto" takes the first.
-BACKENDS = ("onnxruntime-cpu",)
 
 # Most tokens of a response's first draft; four times as many each time that all were right.
 _FIRST_TRUSTED = 8
@@ -90,7 +87,8 @@ class Planner:
 
     Attributes:
         family: the family it plans for.
-        backend: what runs it.
+        backend: what runs it, one of `BACKENDS`.
+        backend_reason: why that, in one line.
         bundle_digest: SHA-256 (hex) of the bundle's manifest, which names every file's digest.
     """
 
@@ -102,8 +100,11 @@ class Planner:
         prefix_cache: bool = True,
         forced_tokens: bool = True,
         repair: bool = False,
+        backend: str = ONNXRUNTIME,
+        backend_reason: str = "",
     ) -> None:
-        self.family, self.backend, self.bundle_digest = family, BACKENDS[0], bundle.digest
+        self.family, self.bundle_digest = family, bundle.digest
+        self.backend, self.backend_reason = backend, backend_reason
         self._engine, self._forced_tokens, self._repair = engine, forced_tokens, repair
         self._spec, self._tokens = bundle.manifest.image, bundle.manifest.tokens
         prompt = bundle.manifest.prompts[family]
@@ -149,7 +150,8 @@ class Planner:
 
         Args:
             bundle_dir: what `mgsd export` wrote; None takes the model that comes with the package.
-            backend: one of `BACKENDS`, or "auto" for the best that is here.
+            backend: one of `BACKENDS`, or "auto": a TensorRT engine that `mgsd build-engine` put
+                into the cache, if it is for what is here, else ONNX Runtime.
             family: the family to plan for; the bundle must have been exported for it.
             threads: CPU threads of the model; None: one for a small model, else all cores.
             prefix_cache: compute the instruction's keys and values once instead of every frame.
@@ -159,7 +161,8 @@ class Planner:
                 there instead, marked as repaired.
 
         Raises:
-            BundleError: missing, damaged or of another version; no such backend or family in it.
+            BundleError: missing, damaged or of another version; no such family in it; no such
+                backend, or it cannot be had here.
             FileNotFoundError: none is named, and none came with the package.
         """
         if backend not in ("auto", *BACKENDS):
@@ -175,8 +178,17 @@ class Planner:
             raise BundleError(
                 f"the bundle {bundle_dir} cannot plan for {family!r}; it has: {', '.join(families)}"
             )
-        engine = OrtEngine(bundle, threads)
-        return cls(bundle, engine, family, prefix_cache, forced_tokens, repair)
+        chosen = choose_engine(bundle, backend, threads)
+        return cls(
+            bundle,
+            chosen.engine,
+            family,
+            prefix_cache,
+            forced_tokens,
+            repair,
+            chosen.backend,
+            chosen.reason,
+        )
 
     def plan(self, rgb: NDArray[np.uint8]) -> Response:
         """Plan from a picture uint8 [H, W, 3] of any size. The same picture gives the same answer.

@@ -334,7 +334,7 @@ def test_loading_says_what_there_is(restless_bundle, tmp_path):
     with pytest.raises(BundleError, match=r"cannot plan for 'minibehaviour'.*frozenlake, maze"):
         Planner.load(restless_bundle, family="minibehaviour")
     with pytest.raises(
-        BundleError, match="unknown backend 'tpu'; there are: auto, onnxruntime-cpu"
+        BundleError, match="unknown backend 'tpu'; there are: auto, tensorrt, tensorrt-rtx, onnx"
     ):
         Planner.load(restless_bundle, backend="tpu")
     with pytest.raises(BundleError, match="threads must be at least 1"):
