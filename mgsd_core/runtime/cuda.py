@@ -69,6 +69,8 @@ class DeviceMemory:
         self.address = int(call(runtime.cudaMalloc, self.size))
         weakref.finalize(self, runtime.cudaFree, self.address)
         call(runtime.cudaMemset, self.address, 0, self.size)
+        # No stream of ours waits for that by itself.
+        call(runtime.cudaDeviceSynchronize)
 
 
 class PinnedMemory:
