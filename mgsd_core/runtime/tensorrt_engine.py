@@ -57,6 +57,10 @@ class TrtEngine:
         self._lengths = decoder_lengths(manifest)
         loader = self._loader = _Loader(library, compiled)
         vision, decoder = (loader.load(engines[graph], graph) for graph in (VISION, DECODER))
+        # One after the other, they work in the same memory.
+        work = self._work = DeviceMemory(
+            max(engine.device_memory_size_v2 for engine in (vision, decoder))
+        )
         seen, read = _Tensors(library, vision), _Tensors(library, decoder)
         if (
             seen.shapes["pixel_values"][0] != manifest.image.grid**2
@@ -69,7 +73,7 @@ class TrtEngine:
         # Vision: pixels go up, embeddings stay.
         self._pixels = PinnedMemory(seen.size("pixel_values"))
         self._seen = {name: DeviceMemory(seen.size(name)) for name in seen.shapes}
-        self._vision = loader.context(vision, 0, self._stream)
+        self._vision = loader.context(vision, 0, work, self._stream)
         for name, memory in self._seen.items():
             _must(self._vision.set_tensor_address(name, memory.address), library)
 
@@ -95,7 +99,13 @@ class TrtEngine:
             kept[name.replace("past", "present")] = self._new.address + i * self._slot
 
         self._decode, self._prefill = (
-            _Pass(library, loader.context(decoder, profile, self._stream), self._stream, kept, read)
+            _Pass(
+                library,
+                loader.context(decoder, profile, work, self._stream),
+                self._stream,
+                kept,
+                read,
+            )
             for profile in (DECODE, PREFILL)
         )
         self._decode.reserve(Lengths(1, 1, 1), self._length)
@@ -232,11 +242,16 @@ class _Loader:
             )
         return engine
 
-    def context(self, engine: Any, profile: int, stream: Stream) -> Any:
-        """Return what runs an engine for one of its profiles."""
+    def context(self, engine: Any, profile: int, work: DeviceMemory, stream: Stream) -> Any:
+        """Return what runs an engine for one of its profiles, with `work` for what comes between.
+
+        Nothing else may run there at the same time.
+        """
         trt = self._library.module
+        mine = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._library.name == TENSORRT_RTX:
             config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(mine)
             if self._kernels is None:
                 self._kernels = config.create_runtime_cache()
                 if self._compiled:
@@ -251,9 +266,10 @@ class _Loader:
             )
             context = engine.create_execution_context(config)
         else:
-            context = engine.create_execution_context()
+            context = engine.create_execution_context(mine)
         if context is None:
             raise EngineError(f"{self._library.name} has no room for it: {self._library.errors()}")
+        context.set_device_memory(work.address, work.size)
         _must(context.set_optimization_profile_async(profile, stream.handle), self._library)
         stream.wait()
         return context

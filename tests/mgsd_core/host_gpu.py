@@ -139,6 +139,7 @@ class HostTensorRT:
     """
 
     ILogger = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1)
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(NONE="none")
 
     def __init__(self, cuda: HostCuda, lengths: Lengths) -> None:
@@ -161,6 +162,7 @@ class _Engine:
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.tensors = {**self.inputs, **{o.name: o for o in outputs}}
         self.num_io_tensors = len(self.tensors)
+        self.device_memory_size_v2 = 1000
 
     def get_tensor_name(self, i):
         return list(self.tensors)[i]
@@ -171,16 +173,19 @@ class _Engine:
     def get_tensor_dtype(self, name):
         return self.tensors[name].type
 
-    def create_execution_context(self, config=None):
+    def create_execution_context(self, strategy):
+        assert "mine" in (strategy, getattr(strategy, "strategy", ""))
         return _Context(self)
 
     def create_runtime_config(self):
-        return SimpleNamespace(
+        config = SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda to: setattr(config, "strategy", to),
             create_runtime_cache=lambda: SimpleNamespace(
                 deserialize=self.trt.given.append, serialize=lambda: b"kernels"
             ),
             set_runtime_cache=lambda kernels: True,
         )
+        return config
 
 
 class _Context:
@@ -191,6 +196,11 @@ class _Context:
             for name, i in engine.inputs.items()
             if all(isinstance(side, int) for side in i.shape)
         }
+
+    def set_device_memory(self, address, size):
+        assert size >= self.engine.device_memory_size_v2
+        self.engine.trt.cuda.inside(address, size)
+        self.ready = True
 
     def set_optimization_profile_async(self, profile, stream):
         self.profile = profile
@@ -215,6 +225,7 @@ class _Context:
         return True
 
     def execute_async_v3(self, stream):
+        assert self.ready
         # As a CUDA graph has it: what holds now holds whenever it is replayed.
         addresses, shapes = dict(self.addresses), dict(self.shapes)
         self.engine.trt.cuda.do(lambda: self._run(addresses, shapes))
