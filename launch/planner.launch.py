@@ -34,6 +34,12 @@ def generate_launch_description() -> LaunchDescription:
                 "log_level", default_value="info", description="debug, info, warn, error or fatal."
             ),
             DeclareLaunchArgument(
+                "autostart",
+                default_value="true",
+                description="Configure and activate the node; false leaves it to a lifecycle "
+                "manager.",
+            ),
+            DeclareLaunchArgument(
                 "bundle",
                 default_value="",
                 description="Directory of the bundle; empty: as in the parameter file, or else the "
@@ -81,6 +87,9 @@ def _planner(context: LaunchContext) -> list[Node]:
                 {
                     "use_sim_time": ParameterValue(
                         LaunchConfiguration("use_sim_time"), value_type=bool
+                    ),
+                    "autostart": ParameterValue(
+                        LaunchConfiguration("autostart"), value_type=bool
                     ),
                     **given,
                 },

@@ -5,7 +5,9 @@ Knows nothing of ROS or images.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,10 +18,20 @@ class FrameWorker(Generic[Frame]):
     """Calls `work(frame)` on a thread of its own, for the newest frame that `put` left in the slot.
 
     `work` must not raise: what it should say about a frame that cannot be used is its own business.
+
+    Args:
+        work: what is done with a frame.
+        period: returns the least time from one beginning of work to the next [s]; asked every time.
+        name: of the thread.
     """
 
-    def __init__(self, work: Callable[[Frame], None], name: str = "frame_worker") -> None:
-        self._work = work
+    def __init__(
+        self,
+        work: Callable[[Frame], None],
+        period: Callable[[], float] = lambda: 0.0,
+        name: str = "frame_worker",
+    ) -> None:
+        self._work, self._period = work, period
         self._slot: Frame | None = None
         self._stopping = False
         self._replaced = 0
@@ -57,10 +69,17 @@ class FrameWorker(Generic[Frame]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        began = -math.inf
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._slot is not None or self._stopping)
+                # While it is not yet time, a newer frame may take the place of the one that waits.
+                while not self._stopping:
+                    early = began + self._period() - time.monotonic()
+                    if self._slot is not None and early <= 0:
+                        break
+                    self._changed.wait(None if self._slot is None else early)
                 frame, self._slot = self._slot, None
             if frame is None:
                 return
+            began = time.monotonic()
             self._work(frame)

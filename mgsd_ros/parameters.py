@@ -18,6 +18,7 @@ _ROS_PARAMETERS = ("use_sim_time", "start_type_description_service")
 _ROS_PREFIXES = ("qos_overrides.",)
 
 RELIABILITIES = ("best_effort", "reliable")
+TRANSPORTS = ("raw", "compressed")
 
 
 class ParameterError(ValueError):
@@ -32,10 +33,22 @@ def _parameter(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
+    at_configure: bool = False,
 ) -> Any:
+    """Return a field of `PlannerParameters`.
+
+    Args:
+        name: in ROS.
+        default: its type is the parameter's.
+        description: of it, in sentences.
+        minimum, maximum: of a number.
+        choices: all that it may be.
+        at_configure: the value is read when the node is configured, and may only be changed before.
+    """
     return dataclasses.field(
         default=default,
         metadata={
+            "at_configure": at_configure,
             "name": name,
             "description": description,
             "minimum": minimum,
@@ -57,18 +70,41 @@ class PlannerParameters:
         "bundle",
         "",
         "Directory of the bundle to plan with; empty takes the one that comes with the package.",
+        at_configure=True,
     )
     family: str = _parameter(
-        "family", "frozenlake", "Family of tasks that the camera sees, one of the bundle's."
+        "family",
+        "frozenlake",
+        "Family of tasks that the camera sees, one of the bundle's.",
+        at_configure=True,
     )
     backend: str = _parameter(
-        "backend", "auto", "Engine to run the bundle on; auto takes the fastest that works here."
+        "backend",
+        "auto",
+        "Engine to run the bundle on; auto takes the fastest that works here.",
+        at_configure=True,
+    )
+    autostart: bool = _parameter(
+        "autostart",
+        True,
+        "Configure and activate by itself at the start; otherwise a lifecycle manager, or "
+        "`ros2 lifecycle set`, does it.",
+        at_configure=True,
     )
     repair: bool = _parameter(
         "repair",
         False,
         "Where the model's plan fails in the state that it recovered, publish a shortest one there "
         "instead; ~/actions says that it is repaired.",
+        at_configure=True,
+    )
+    image_transport: str = _parameter(
+        "image_transport",
+        "raw",
+        "raw subscribes image_raw (sensor_msgs/Image), compressed its neighbour "
+        "image_raw/compressed (sensor_msgs/CompressedImage).",
+        choices=TRANSPORTS,
+        at_configure=True,
     )
     reliability: str = _parameter(
         "reliability",
@@ -76,6 +112,29 @@ class PlannerParameters:
         "Reliability of the image subscription. A reliable one receives nothing from a camera "
         "that publishes best effort.",
         choices=RELIABILITIES,
+        at_configure=True,
+    )
+    max_rate: float = _parameter(
+        "max_rate",
+        0.0,
+        "Most plans a second [Hz]; 0 plans as fast as it goes. Always on the newest frame.",
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    change_threshold: float = _parameter(
+        "change_threshold",
+        0.0,
+        "Plan only when some part of the picture (a 16th of a side) has changed its colour by more "
+        "than this since the last plan [0 to 255]; 0 plans on every frame.",
+        minimum=0.0,
+        maximum=255.0,
+    )
+    frame_timeout: float = _parameter(
+        "frame_timeout",
+        2.0,
+        "Without a frame for this long, /diagnostics reports an error [s].",
+        minimum=0.1,
+        maximum=3600.0,
     )
     max_frame_age: float = _parameter(
         "max_frame_age",
@@ -131,19 +190,15 @@ class PlannerParameters:
 def declare(node: Node) -> PlannerParameters:
     """Declare every parameter on a node and return the values it was started with.
 
-    They are read-only: the bundle and the engine are loaded once, and a value that changed without
-    effect would be a lie.
-
     Raises:
         ParameterError: a given value is of the wrong type or out of range.
     """
     from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
-    values = {}
     for field in dataclasses.fields(PlannerParameters):
         about = field.metadata
-        descriptor = ParameterDescriptor(description=about["description"], read_only=True)
+        descriptor = ParameterDescriptor(description=about["description"])
         if about["minimum"] is not None:
             descriptor.floating_point_range = [
                 FloatingPointRange(from_value=about["minimum"], to_value=about["maximum"])
@@ -151,7 +206,7 @@ def declare(node: Node) -> PlannerParameters:
         if about["choices"]:
             descriptor.additional_constraints = f"one of: {', '.join(about['choices'])}"
         try:
-            parameter = node.declare_parameter(about["name"], field.default, descriptor)
+            node.declare_parameter(about["name"], field.default, descriptor)
         except InvalidParameterTypeException as error:
             kinds = {float: "a decimal number (1.0, not 1)", bool: "true or false", str: "text"}
             kind = kinds[type(field.default)]
@@ -160,8 +215,44 @@ def declare(node: Node) -> PlannerParameters:
             raise ParameterError(
                 f"parameter {about['name']} must be from {about['minimum']} to {about['maximum']}"
             ) from error
-        values[field.name] = parameter.value
+    return read(node)
+
+
+def read(node: Node) -> PlannerParameters:
+    """Return the values that a node's parameters have now.
+
+    Raises:
+        ParameterError: one is out of range, or they contradict each other.
+    """
+    fields = dataclasses.fields(PlannerParameters)
+    values = {f.name: node.get_parameter(f.metadata["name"]).value for f in fields}
     return PlannerParameters(**values)
+
+
+def changed(
+    current: PlannerParameters, values: Mapping[str, object], is_configured: bool
+) -> PlannerParameters:
+    """Return the parameters with some values changed; those of other names are left out.
+
+    Args:
+        current: the parameters as they are.
+        values: new ones, by their ROS names.
+        is_configured: the node is, so that what it read then may not be changed.
+
+    Raises:
+        ParameterError: a value may not be changed now, is of the wrong type or out of range.
+    """
+    fields = {f.metadata["name"]: f for f in dataclasses.fields(PlannerParameters)}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            continue
+        if is_configured and fields[name].metadata["at_configure"]:
+            raise ParameterError(
+                f"parameter {name} is read when the node is configured; clean it up first"
+            )
+        given[fields[name].name] = value
+    return dataclasses.replace(current, **given)
 
 
 def warn_unknown(node: Node) -> list[str]:

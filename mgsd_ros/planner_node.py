@@ -1,42 +1,64 @@
-"""The node `planner`: camera images in, plans out.
+"""The lifecycle node `planner`: camera images in, plans out.
 
-Subscribes `image_raw` (sensor_msgs/Image). For every frame that it plans on it publishes, both
-latched for whoever joins late and with the stamp of the image:
+Subscribes `image_raw` (sensor_msgs/Image), or beside it `image_raw/compressed`. For every frame
+that it plans on it publishes, with the stamp of the image and latched for whoever joins late:
 
     ~/plan     nav_msgs/Path in `grid.frame_id`; empty in the image's frame when the grid is not
                calibrated, and empty when the answer is not to be followed
     ~/actions  std_msgs/String, the JSON of `mgsd_ros.answers`
 
-Images that cannot be used are counted and warned about; they give no plan. This module is the
-wiring: what an image, an answer or a message is, the modules it imports know.
+and while somebody listens `~/overlay` (sensor_msgs/Image, the picture with the plan drawn on it)
+and, on a calibrated grid, `~/markers` (visualization_msgs/MarkerArray). `/diagnostics` says once a
+second how it does. Services: `~/enable` (std_srvs/SetBool) stops and resumes planning,
+`~/plan_once` (std_srvs/Trigger) plans on the next frame and returns the JSON of `~/actions`.
+
+configure loads the bundle and warms it up, activate begins to listen, deactivate stops and leaves
+an empty path behind, cleanup lets go of everything. Frames that cannot be used are counted and
+warned about; they give no plan. This module is the wiring: what an image, an answer or a message
+is, the modules it imports know.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Path
+from numpy.typing import NDArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import Image
+from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from visualization_msgs.msg import MarkerArray
 
 from mgsd_core.installed import shipped_bundle
 from mgsd_core.runtime import ImageError, Planner
-from mgsd_ros import parameters
+from mgsd_ros import messages, parameters
 from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
+from mgsd_ros.changes import difference, summary
 from mgsd_ros.conversions import ConversionError, rgb_from_image
+from mgsd_ros.frame_statistics import FrameStatistics, Level
 from mgsd_ros.frame_worker import FrameWorker
-from mgsd_ros.messages import path_message, text_message
+from mgsd_ros.overlay import draw_answer
+from mgsd_ros.parameters import ParameterError
 
 # One kind of trouble is logged at most this often [s], with the number of frames it has cost.
 WARNING_PERIOD = 5.0
@@ -48,120 +70,334 @@ _SIGNAL_PERIOD = 0.1
 # second, harder signal 5 s after the first.
 _STOP_TIMEOUT = 4.0
 
+_DIAGNOSTICS_PERIOD = 1.0
 
-class PlannerNode(Node):
+# `~/plan_once` waits for a frame, and for its plan, this long [s].
+_ONCE_TIMEOUT = 10.0
+
+
+def _transition(
+    callback: Callable[[PlannerNode], None],
+) -> Callable[[PlannerNode, LifecycleState], TransitionCallbackReturn]:
+    """Make a method a transition that says why it failed; rclpy itself would say nothing."""
+
+    @functools.wraps(callback)
+    def run(node: PlannerNode, _: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            callback(node)
+        except (ValueError, OSError) as error:  # what a person can put right
+            node.get_logger().fatal(_one_line(error))
+        except Exception:
+            node.get_logger().fatal(f"{callback.__name__} failed: {traceback.format_exc()}")
+        else:
+            return TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.FAILURE
+
+    return run
+
+
+class PlannerNode(LifecycleNode):
     """Plans on the newest frame, one at a time, in a thread beside the executor's.
 
-    `configure` loads, `activate` begins to listen, `deactivate` stops. The image callback only
-    leaves the frame in the worker's slot; whatever takes time or can fail happens in the worker.
+    The image callback only leaves the frame, as it came, in the worker's slot; whatever takes time
+    or can fail happens in the worker.
 
     Attributes:
-        frames: what became of the frames so far: received, planned, stale, unusable, failed.
+        settings: the parameters.
+        statistics: of the frames since the node was activated.
+        is_shut_down: it is in its last state.
+        gave_up: a plan did not end in time; its thread may still be at work.
+
+    Raises:
+        ParameterError: a parameter that it is started with is wrong.
     """
 
     def __init__(self) -> None:
         super().__init__("planner")
-        self.frames: Counter[str] = Counter()
+        self.settings = parameters.declare(self)
+        parameters.warn_unknown(self)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self.statistics = FrameStatistics()
+        self.is_shut_down = self.gave_up = False
+        self._planner: Planner | None = None
+        self._worker: FrameWorker[bytes] | None = None
+        self._enabled = True
+        self._once: list[tuple[Future, float]] = []
+        self._once_lock = threading.Lock()
+        self._seen: NDArray[np.float32] | None = None
         self._warned: dict[str, tuple[float, int]] = {}
 
-    def configure(self) -> None:
-        """Read the parameters and load the bundle.
+    # --- transitions ----------------------------------------------------------------------------
 
-        Raises:
-            ValueError, OSError: a parameter or the bundle is wrong; one line says which and how.
-        """
-        self._parameters = parameters.declare(self)
-        parameters.warn_unknown(self)
-        self._grid = self._parameters.grid()
-        bundle = self._parameters.bundle or shipped_bundle()
+    @_transition
+    def on_configure(self) -> None:
+        """Load the bundle, plan once on nothing, and offer topics and services."""
+        settings = self.settings = parameters.read(self)
+        bundle = settings.bundle or shipped_bundle()
         started = time.monotonic()
-        self._planner = Planner.load(
-            bundle,
-            backend=self._parameters.backend,
-            family=self._parameters.family,
-            repair=self._parameters.repair,
+        planner = Planner.load(
+            bundle, backend=settings.backend, family=settings.family, repair=settings.repair
         )
+        loaded = time.monotonic()
+        # The first plan is the slowest: buffers are made, a GPU compiles.
+        planner.plan(np.full((64, 64, 3), 128, np.uint8))
         self.get_logger().info(
-            f"loaded {bundle} in {time.monotonic() - started:.1f} s: family "
-            f"{self._planner.family}, backend {self._planner.backend}, "
-            f"digest {self._planner.bundle_digest[:12]}"
+            f"loaded {bundle} in {loaded - started:.1f} s, warmed up in "
+            f"{time.monotonic() - loaded:.1f} s: family {planner.family}, digest "
+            f"{planner.bundle_digest[:12]}, backend {planner.backend_reason}"
         )
-        if self._grid is None:
+        if settings.grid() is None:
             self.get_logger().warning(
                 "grid.cell_size is 0: without a calibrated grid ~/plan stays empty and only "
                 "~/actions carries the plan"
             )
+        latched = DurabilityPolicy.TRANSIENT_LOCAL
+        self._plans = self.create_publisher(Path, "~/plan", _newest(latched))
+        self._actions = self.create_publisher(String, "~/actions", _newest(latched))
+        self._overlays = self.create_publisher(Image, "~/overlay", _newest())
+        self._markers = self.create_publisher(MarkerArray, "~/markers", _newest(latched))
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._enable = self.create_service(SetBool, "~/enable", self._on_enable)
+        # It waits for a frame; in the group of the others it would keep the frames from coming.
+        waiting = ReentrantCallbackGroup()
+        self._plan_once = self.create_service(
+            Trigger, "~/plan_once", self._on_plan_once, callback_group=waiting
+        )
+        self._timer = self.create_timer(_DIAGNOSTICS_PERIOD, self._on_timer)
+        self._planner, self._enabled = planner, True
 
-    def activate(self) -> None:
-        """Create the publishers and begin to plan on what `image_raw` brings."""
-        latched = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=1,
-            reliability=ReliabilityPolicy.RELIABLE,
-            durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    @_transition
+    def on_activate(self) -> None:
+        """Begin to plan on what the camera sends."""
+        self.statistics, self._seen = FrameStatistics(), None
+        self._worker = FrameWorker(self._plan_frame, self._period)
+        reliability = ReliabilityPolicy[self.settings.reliability.upper()]
+        topic, kind = self.resolve_topic_name("image_raw"), Image
+        if self.settings.image_transport == "compressed":
+            topic, kind = f"{topic}/compressed", CompressedImage
+        # As bytes: a frame that gives way to a newer one is never unpacked.
+        self._images = self.create_subscription(
+            kind, topic, self._on_image, _newest(reliability=reliability), raw=True
         )
-        self._plans = self.create_publisher(Path, "~/plan", latched)
-        self._actions = self.create_publisher(String, "~/actions", latched)
-        self._worker = FrameWorker(self._plan_frame)
-        newest = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=1,
-            reliability=ReliabilityPolicy[self._parameters.reliability.upper()],
-        )
-        self._images = self.create_subscription(Image, "image_raw", self._on_image, newest)
         self.get_logger().info(f"planning on the images of {self._images.topic_name}")
 
-    def deactivate(self, timeout: float) -> bool:
-        """Stop listening and wait up to `timeout` seconds for the plan at work.
+    @_transition
+    def on_deactivate(self) -> None:
+        """Stop listening, and leave an empty path behind: nothing is to be followed any more."""
+        self._stop("the planner was deactivated")
 
-        Returns:
-            Whether it ended. If not, its thread still uses this node.
-        """
-        self.destroy_subscription(self._images)
-        ended = self._worker.stop(timeout)
-        frames = self.frames
-        self.get_logger().info(
-            f"planned on {frames['planned']} of {frames['received']} frames; "
-            f"{self._worker.replaced} gave way to newer ones, {frames['stale']} were too old, "
-            f"{frames['unusable']} not usable, {frames['failed']} failed"
-        )
-        return ended
+    @_transition
+    def on_cleanup(self) -> None:
+        """Let go of the bundle, topics and services."""
+        self._let_go()
 
-    def _on_image(self, message: Image) -> None:
-        self.frames["received"] += 1
-        self._worker.put(message)
+    @_transition
+    def on_shutdown(self) -> None:
+        """Stop whatever state it is in."""
+        self._stop("the planner was shut down")
+        self._let_go()
+        self.is_shut_down = True
 
-    def _plan_frame(self, message: Image) -> None:
-        """Plan on one frame and publish; whatever goes wrong with a frame ends here."""
-        header = FrameHeader.of(message)
-        age = (self.get_clock().now().nanoseconds - header.nanoseconds) * 1e-9
-        if 0 < self._parameters.max_frame_age < age:
-            self.frames["stale"] += 1
-            self._warn("stale", f"frame dropped: its stamp is {age:.3f} s old")
+    @_transition
+    def on_error(self) -> None:
+        """Go back to the beginning after a transition that broke half-way."""
+        self._stop("the planner failed")
+        self._let_go()
+
+    def _stop(self, why: str) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
             return
+        self.destroy_subscription(self._images)
+        if not worker.stop(_STOP_TIMEOUT):
+            self.gave_up = True
+            self.get_logger().warning("the plan at work did not end in time and is given up")
+        counts = self.statistics.counts
+        counts["replaced"] = worker.replaced
+        self.get_logger().info(
+            f"planned on {counts['planned']} of {counts['received']} frames; "
+            f"{counts['replaced']} gave way to newer ones, {counts['stale']} were too old, "
+            f"{counts['unchanged']} unchanged, {counts['unusable']} not usable, "
+            f"{counts['failed']} failed"
+        )
+        seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
+        header = FrameHeader(seconds, nanoseconds, self.settings.grid_frame_id)
+        self._publish(failure_to_dict(why, header, self._the_planner()), header)
+        self._answer_once(None)
+
+    def _let_go(self) -> None:
+        if self._planner is None:
+            return
+        for publisher in (
+            self._plans,
+            self._actions,
+            self._overlays,
+            self._markers,
+            self._diagnostics,
+        ):
+            self.destroy_publisher(publisher)
+        for service in (self._enable, self._plan_once):
+            self.destroy_service(service)
+        self.destroy_timer(self._timer)
+        self._planner = None
+
+    # --- parameters and services ----------------------------------------------------------------
+
+    def _on_parameters(self, given: Sequence[Parameter]) -> SetParametersResult:
+        values = {parameter.name: parameter.value for parameter in given}
         try:
-            response = self._planner.plan(rgb_from_image(message))
+            self.settings = parameters.changed(self.settings, values, self._planner is not None)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = bool(request.data)
+        response.success = True
+        response.message = "planning" if self._enabled else "not planning"
+        self.get_logger().info(f"~/enable: {response.message}")
+        return response
+
+    async def _on_plan_once(
+        self, _: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        if self._worker is None:
+            response.message = "the planner is not active"
+            return response
+        future: Future = Future(executor=self.executor)
+        with self._once_lock:
+            self._once.append((future, time.monotonic() + _ONCE_TIMEOUT))
+        answer = await future
+        if answer is None:
+            response.message = f"no frame was planned on within {_ONCE_TIMEOUT:.0f} s"
+            return response
+        response.success, response.message = answer["error"] is None, to_json(answer)
+        return response
+
+    def _answer_once(self, answer: dict[str, Any] | None, until: float = np.inf) -> None:
+        """Answer the requests whose time ends before `until`."""
+        with self._once_lock:
+            due = [future for future, deadline in self._once if deadline <= until]
+            self._once = [(f, deadline) for f, deadline in self._once if deadline > until]
+        for future in due:
+            future.set_result(answer)
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def _on_image(self, message: bytes) -> None:
+        self.statistics.received()
+        worker = self._worker
+        if not self._enabled and not self._once:
+            self.statistics.counts["disabled"] += 1
+        elif worker is not None:
+            worker.put(message)
+
+    def _period(self) -> float:
+        return 1 / self.settings.max_rate if self.settings.max_rate and not self._once else 0.0
+
+    def _plan_frame(self, data: bytes) -> None:
+        """Plan on one frame and publish; whatever goes wrong with a frame ends here."""
+        settings, statistics = self.settings, self.statistics
+        began = time.monotonic()
+        header = None
+        try:
+            compressed = settings.image_transport == "compressed"
+            message = deserialize_message(data, CompressedImage if compressed else Image)
+            header = FrameHeader.of(message)
+            age = self._age(header)
+            if 0 < settings.max_frame_age < age:
+                text = f"frame dropped: its stamp is {age:.3f} s old"
+                statistics.trouble("stale", Level.WARN, text)
+                self._warn("stale", text)
+                return
+            rgb = rgb_from_image(message)
+            if self._is_unchanged(rgb):
+                statistics.counts["unchanged"] += 1
+                return
+            response = self._the_planner().plan(rgb)
         except (ConversionError, ImageError) as error:
-            self.frames["unusable"] += 1
-            self._warn(type(error).__name__, f"image not usable: {_one_line(error)}")
+            text = f"image not usable: {_one_line(error)}"
+            statistics.trouble("unusable", Level.WARN, text)
+            self._warn(type(error).__name__, text)
         except Exception as error:
             # Whatever the engine says about this frame, the next one may be better; a robot that
             # follows the last plan must learn that there is none for what it sees now.
-            self.frames["failed"] += 1
             text = f"planning failed: {type(error).__name__}: {_one_line(error)}"
+            statistics.trouble("failed", Level.ERROR, text)
             self._warn("failed", text)
-            self._publish(failure_to_dict(text, header, self._planner), header)
+            if header is not None:
+                self._publish(failure_to_dict(text, header, self._the_planner()), header)
         else:
-            self.frames["planned"] += 1
-            self._publish(answer_to_dict(response, header, self._planner), header)
+            answer = answer_to_dict(response, header, self._the_planner())
+            self._publish(answer, header, rgb)
+            statistics.planned(time.monotonic() - began, self._age(header))
+            statistics.counts["refused"] += answer["error"] is not None
 
-    def _publish(self, answer: dict[str, Any], image: FrameHeader) -> None:
-        if self._grid is None or answer["error"] is not None:
-            path = path_message([], image, self._grid.frame_id if self._grid else image.frame_id)
+    def _age(self, header: FrameHeader) -> float:
+        """Return the age of a frame [s]; below 0 where a clock or a bag has gone back."""
+        return (self.get_clock().now().nanoseconds - header.nanoseconds) * 1e-9
+
+    def _is_unchanged(self, rgb: NDArray[np.uint8]) -> bool:
+        """Has nothing changed since the last plan? Remembers what it has seen if something has."""
+        threshold = self.settings.change_threshold
+        if not threshold:
+            self._seen = None
+            return False
+        seen = summary(rgb)
+        if self._seen is not None and not self._once and difference(seen, self._seen) <= threshold:
+            return True
+        self._seen = seen
+        return False
+
+    def _publish(
+        self, answer: dict[str, Any], image: FrameHeader, rgb: NDArray[np.uint8] | None = None
+    ) -> None:
+        """Publish an answer on all topics that somebody listens to; `rgb` was planned on."""
+        grid = self.settings.grid()
+        frame_id = image.frame_id if grid is None else grid.frame_id
+        followed = grid is not None and answer["error"] is None
+        poses = grid.poses(answer["path"]) if grid is not None and followed else []
+        self._plans.publish(messages.path_message(poses, image, frame_id))
+        self._actions.publish(messages.text_message(to_json(answer)))
+        if grid is not None and self._markers.get_subscription_count():
+            size = grid.cell_size
+            self._markers.publish(messages.markers_message(poses, size, image, frame_id))
+        if rgb is not None and self._overlays.get_subscription_count():
+            drawn = draw_answer(rgb, answer)
+            self._overlays.publish(messages.image_message(drawn, image))
+        self._answer_once(answer)
+
+    # --- what it tells --------------------------------------------------------------------------
+
+    def _on_timer(self) -> None:
+        self._answer_once(None, until=time.monotonic())
+        statistics, planner, worker = self.statistics, self._planner, self._worker
+        if planner is None:
+            return
+        if worker is None:
+            level, text = Level.WARN, "not active"
+        elif not self._enabled:
+            level, text = Level.OK, "not enabled"
         else:
-            path = path_message(self._grid.poses(answer["path"]), image, self._grid.frame_id)
-        self._plans.publish(path)
-        self._actions.publish(text_message(to_json(answer)))
+            statistics.counts["replaced"] = worker.replaced
+            level, text = statistics.health(self.settings.frame_timeout)
+            if level is Level.OK and self.settings.grid() is None:
+                level, text = Level.WARN, "the grid is not calibrated: ~/plan stays empty"
+        values = {
+            "backend": planner.backend,
+            "family": planner.family,
+            **statistics.values(),
+        }
+        self._diagnostics.publish(
+            messages.diagnostics_message(
+                self.get_fully_qualified_name(),
+                planner.bundle_digest[:12],
+                level,
+                text,
+                values,
+                self.get_clock().now().seconds_nanoseconds(),
+            )
+        )
 
     def _warn(self, kind: str, text: str) -> None:
         now = time.monotonic()
@@ -173,12 +409,17 @@ class PlannerNode(Node):
         more = f" (and {silent} more since the last warning)" if silent else ""
         self.get_logger().warning(text + more)
 
+    def _the_planner(self) -> Planner:
+        assert self._planner is not None, "the node is not configured"
+        return self._planner
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        0 after a signal; 2 when the arguments, a parameter or the bundle are wrong.
+        0 after a signal; 2 when the arguments or a parameter are wrong or, with autostart, the
+        bundle is.
     """
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -189,31 +430,44 @@ def main(args: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"planner: {_one_line(error)}", file=sys.stderr)
         return 2
-    node = PlannerNode()
     try:
-        node.configure()
-    except (ValueError, OSError) as error:
-        node.get_logger().fatal(_one_line(error))
+        node = PlannerNode()
+    except ParameterError as error:
+        rclpy.logging.get_logger("planner").fatal(_one_line(error))
+        rclpy.shutdown()
+        return 2
+    success = TransitionCallbackReturn.SUCCESS
+    if node.settings.autostart and not (
+        node.trigger_configure() == success and node.trigger_activate() == success
+    ):
+        node.destroy_node()
         rclpy.shutdown()
         return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    node.activate()
-    try:
-        while not signals:
-            executor.spin_once(timeout_sec=_SIGNAL_PERIOD)
-    finally:
-        ended = node.deactivate(_STOP_TIMEOUT)
-    if not ended:
-        node.get_logger().warning("the plan at work did not end in time and is given up")
+    while not signals:
+        executor.spin_once(timeout_sec=_SIGNAL_PERIOD)
+    if not node.is_shut_down:
+        node.trigger_shutdown()
     executor.shutdown()
+    gave_up = node.gave_up
     node.destroy_node()
     rclpy.shutdown()
-    if not ended:
+    if gave_up:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # its thread still runs in the engine and must not outlive what it uses
     return 0
+
+
+def _newest(
+    durability: DurabilityPolicy = DurabilityPolicy.VOLATILE,
+    reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE,
+) -> QoSProfile:
+    """Return a profile of its own for each topic: overrides change the one that is passed in."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, durability=durability, reliability=reliability
+    )
 
 
 def _one_line(error: BaseException) -> str:

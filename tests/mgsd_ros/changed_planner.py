@@ -16,9 +16,14 @@ from sim import simulate, solve, state_from_dict
 
 how, _, argument = os.environ["PLAN"].partition(" ")
 plan_really = Planner.plan
+warmed_up = False
 
 
 def plan(self: Planner, rgb: Any) -> Response:
+    global warmed_up
+    if not warmed_up:  # nobody has asked for that one
+        warmed_up = True
+        return plan_really(self, rgb)
     print("a plan is at work", flush=True)
     if how == "sleep":
         time.sleep(float(argument))

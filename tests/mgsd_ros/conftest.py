@@ -7,10 +7,20 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
-from ros_processes import STARTED, Node, StartNode, node_command, ros_environment
+from ros_processes import (
+    PROFILE,
+    STARTED,
+    Client,
+    Node,
+    StartNode,
+    node_command,
+    ros_environment,
+)
 
 # Read when message types are first imported: a number of the wrong type is then an error.
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
+# Read when the first participant of this process is made: nothing leaves the machine.
+os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(PROFILE)
 
 
 @pytest.fixture
@@ -29,6 +39,7 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
         *arguments: str,
         module: str = "mgsd_ros.planner_node",
         bundle: Path | None = bundle_dir,
+        until: str = STARTED,
         **env: str,
     ) -> Node:
         if bundle is not None:
@@ -43,7 +54,7 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
                 stderr=subprocess.STDOUT,
             )
         nodes.append(Node(process, output))
-        nodes[-1].wait_for_log(STARTED)
+        nodes[-1].wait_for_log(until)
         return nodes[-1]
 
     yield start
@@ -51,6 +62,14 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
         if node.process.poll() is None:
             # Not killed: that would leave its shared memory behind.
             node.end()
+
+
+@pytest.fixture
+def client(ros_env: dict[str, str]) -> Iterator[Client]:
+    """Another participant of the test's domain."""
+    client = Client(int(ros_env["ROS_DOMAIN_ID"]))
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,270 @@
+"""The node as lifecycle managers, operators and monitors see it: real rclpy, real DDS."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ros_processes import Client, StartNode
+
+pytest.importorskip("rclpy", reason="rclpy is not installed (extra ros)")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Path as PathMessage
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from visualization_msgs.msg import Marker, MarkerArray
+
+MANAGED = ("-p", "autostart:=false")
+PLACED = ("-p", "grid.cell_size:=0.5", "-p", "grid.frame_id:=field")
+
+
+def memory_and_threads(pid: int) -> tuple[float, int]:
+    """Return a process's memory [MiB] and number of threads."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident, threads = (re.search(rf"{key}:\s+(\d+)", status) for key in ("VmRSS", "Threads"))
+    assert resident and threads
+    return int(resident[1]) / 1024, int(threads[1])
+
+
+def start_managed(start_node: StartNode, *arguments: str):
+    # Nothing of ours is logged before it is configured, so wait for the middleware only.
+    return start_node(*MANAGED, *arguments, until="")
+
+
+def test_a_manager_brings_it_up_and_down(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_managed(start_node, *PLACED)
+    paths = client.listen(PathMessage, "/planner/plan", latched=True)
+    answers = client.listen(String, "/planner/actions", latched=True)
+    assert client.state() == "unconfigured"
+    assert client.transition("configure") and client.state() == "inactive"
+    assert client.transition("activate") and client.state() == "active"
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: answers)
+    assert json.loads(answers[0].data)["error"] is None and paths[0].poses
+
+    assert client.transition("deactivate") and client.state() == "inactive"
+    client.spin_until(lambda: len(paths) == 2 and len(answers) == 2)
+    assert not paths[1].poses and paths[1].header.frame_id == "field"
+    last = json.loads(answers[1].data)
+    assert last["error"] == "the planner was deactivated" and last["actions"] is None
+    assert client.transition("cleanup") and client.state() == "unconfigured"
+    assert not client.transition("activate")
+
+    assert client.transition("configure") and client.transition("activate")
+    client.camera()(lake_episodes[1].image)
+    client.spin_until(lambda: len(answers) == 3)
+    assert json.loads(answers[2].data)["error"] is None
+    assert client.transition("shutdown")
+    assert node.end() == 0
+    assert "Traceback" not in node.log()
+
+
+def test_what_cannot_be_configured_says_why_and_can_be_put_right(
+    start_node: StartNode, client: Client, bundle_dir: Path
+) -> None:
+    node = start_managed(start_node, "-p", "bundle:=/not/here")
+    assert client.state() == "unconfigured"
+    assert client.set_parameter("bundle", "/not/there") == (True, "")
+    assert not client.transition("configure")
+    assert client.state() == "unconfigured"
+    node.wait_for_log("no bundle at /not/there")
+    assert client.set_parameter("bundle", str(bundle_dir)) == (True, "")
+    assert client.transition("configure")
+    taken, reason = client.set_parameter("bundle", "/elsewhere")
+    assert not taken and "is read when the node is configured; clean it up first" in reason
+    assert node.end() == 0
+
+
+def test_cycles_leave_nothing_behind(start_node: StartNode, client: Client) -> None:
+    node = start_managed(start_node)
+    found = []
+    for _ in range(15):
+        for label in ("configure", "activate", "deactivate", "cleanup"):
+            assert client.transition(label), node.log()
+        found.append(memory_and_threads(node.process.pid))
+    memory, threads = zip(*found, strict=True)
+    assert threads[-1] == threads[4]
+    assert memory[-1] < memory[4] * 1.05
+    assert node.end() == 0
+
+
+@pytest.mark.parametrize("steps", [[], ["configure"], ["configure", "activate"]])
+def test_a_signal_ends_it_in_every_state(
+    start_node: StartNode, client: Client, steps: list[str]
+) -> None:
+    node = start_managed(start_node)
+    assert client.state() == "unconfigured"
+    assert all(client.transition(step) for step in steps)
+    assert node.end(signal.SIGINT) == 0
+    assert "Traceback" not in node.log()
+
+
+def test_parameters_change_while_it_runs_and_are_checked(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node()
+    paths = client.listen(PathMessage, "/planner/plan")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: paths)
+    assert not paths[-1].poses
+    assert client.set_parameter("grid.cell_size", 0.25) == (True, "")
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 2)
+    first, second = paths[-1].poses[:2]
+    distance = math.dist(
+        (first.pose.position.x, first.pose.position.y),
+        (second.pose.position.x, second.pose.position.y),
+    )
+    assert distance == 0.25
+    for name, value, says in (
+        ("grid.cell_size", -1.0, ""),
+        ("grid.frame_id", "", "must not be empty with a calibrated grid"),
+        ("max_rate", 1e9, ""),
+        ("family", "maze", "clean it up first"),
+        ("reliability", "perhaps", "clean it up first"),
+    ):
+        taken, reason = client.set_parameter(name, value)
+        assert not taken and reason and says in reason, (name, reason)
+
+
+def test_planning_is_stopped_resumed_and_asked_for_once(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node()
+    answers = client.listen(String, "/planner/actions")
+    publish = client.camera()
+    stopped = client.call(SetBool, "enable", data=False)
+    assert (stopped.success, stopped.message) == (True, "not planning")
+    publish(lake_episodes[0].image)
+    client.spin_for(0.7)
+    assert not answers
+    timer = client.node.create_timer(0.1, lambda: publish(lake_episodes[1].image))
+    once = client.call(Trigger, "plan_once")
+    timer.cancel()
+    assert once.success
+    client.spin_until(lambda: answers)
+    assert json.loads(once.message) == json.loads(answers[0].data)
+    client.spin_for(0.5)
+    count = len(answers)
+    publish(lake_episodes[2].image)
+    client.spin_for(0.5)
+    assert len(answers) == count
+    assert client.call(SetBool, "enable", data=True).message == "planning"
+    publish(lake_episodes[2].image)
+    client.spin_until(lambda: len(answers) == count + 1)
+
+
+def test_a_plan_asked_for_once_without_a_camera_is_refused_in_time(
+    start_node: StartNode, client: Client
+) -> None:
+    start_node()
+    response = client.call(Trigger, "plan_once", timeout=15)
+    assert not response.success and "no frame was planned on within 10 s" in response.message
+
+
+def test_diagnostics_say_how_it_does(start_node: StartNode, client: Client, lake_episodes) -> None:
+    start_node(*PLACED, "-p", "frame_timeout:=0.5")
+    heard = client.listen(DiagnosticArray, "/diagnostics")
+
+    def status(text: str):
+        found = [s for message in heard for s in message.status if text in s.message]
+        return found[-1] if found else None
+
+    silent = client.spin_until(lambda: status("no frame since it became active"))
+    assert (silent.level, silent.name) == (b"\x02", "/planner")
+    publish = client.camera()
+    timer = client.node.create_timer(0.1, lambda: publish(lake_episodes[0].image))
+    well = client.spin_until(lambda: status("planning"))
+    client.spin_for(2.2)
+    well = status("planning")
+    timer.cancel()
+    values = {pair.key: pair.value for pair in well.values}
+    assert well.level == b"\x00"
+    assert int(values["frames received"]) >= int(values["frames planned"]) > 5
+    assert 1 < float(values["plan rate [Hz]"]) <= 10.5
+    latency = [float(values[f"plan latency p{p} [ms]"]) for p in (50, 95, 99)]
+    assert 0 < latency[0] <= latency[1] <= latency[2] < 5000
+    assert values["backend"] == "onnxruntime-cpu" and values["last error"] == ""
+    client.spin_until(lambda: status("no frame for"))
+    client.call(SetBool, "enable", data=False)
+    assert client.spin_until(lambda: status("not enabled")).level == b"\x00"
+
+
+def test_an_unplaced_grid_and_useless_frames_are_in_the_diagnostics(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node("-p", "max_frame_age:=3600.0")
+    heard = client.listen(DiagnosticArray, "/diagnostics")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: any("not calibrated" in m.status[0].message for m in heard))
+    assert heard[-1].status[0].level == b"\x01"
+    empty = np.zeros((0, 0, 3), np.uint8)
+    publish(empty)
+    client.spin_until(lambda: any("image not usable" in m.status[0].message for m in heard))
+
+
+def test_overlay_and_markers_are_drawn_for_whoever_listens(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node(*PLACED)
+    episode = lake_episodes[0]
+    overlays = client.listen(Image, "/planner/overlay")
+    markers = client.listen(MarkerArray, "/planner/markers", latched=True)
+    paths = client.listen(PathMessage, "/planner/plan")
+    publish = client.camera()
+    deadline = time.monotonic() + 20
+    while not (overlays and markers) and time.monotonic() < deadline:
+        publish(episode.image, "lens")
+        client.spin_for(0.2)
+    overlay = overlays[-1]
+    assert (overlay.encoding, overlay.header.frame_id) == ("rgb8", "lens")
+    picture = np.frombuffer(overlay.data, np.uint8).reshape(overlay.height, overlay.width, 3)
+    assert (picture == (255, 0, 200)).all(-1).sum() > 50  # the route
+    cleared, line, ball = markers[-1].markers
+    assert cleared.action == Marker.DELETEALL
+    places = [(pose.pose.position.x, pose.pose.position.y) for pose in paths[-1].poses]
+    assert [(p.x, p.y) for p in line.points] == places
+    assert (line.type, line.header.frame_id) == (Marker.LINE_STRIP, "field")
+    assert (ball.pose.position.x, ball.pose.position.y) == places[-1]
+
+
+def test_a_rate_and_changes_spare_plans(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node("-p", "max_rate:=4.0")
+    answers = client.listen(String, "/planner/actions")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: answers)
+    answers.clear()
+    timer = client.node.create_timer(1 / 30, lambda: publish(lake_episodes[0].image))
+    client.spin_for(2.0)
+    assert 5 <= len(answers) <= 9
+    # The frame of a plan is the newest that there was when it began.
+    client.set_parameter("max_rate", 0.0)
+    client.set_parameter("change_threshold", 5.0)
+    client.spin_for(0.5)
+    answers.clear()
+    client.spin_for(1.0)
+    assert len(answers) <= 1
+    timer.cancel()
+    client.spin_for(0.3)
+    answers.clear()
+    publish(lake_episodes[3].image)
+    client.spin_until(lambda: answers)
+    publish(lake_episodes[3].image)
+    client.spin_for(0.5)
+    assert len(answers) == 1
