@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -273,6 +274,31 @@ def warn_unknown(node: Node) -> list[str]:
     return unknown
 
 
+def reference() -> str:
+    """Return the table of all parameters as Markdown: docs/parameters.md."""
+    lines = [
+        "# Parameters of the node `planner`",
+        "",
+        "Written by `python -m mgsd_ros.parameters > docs/parameters.md`; "
+        "`config/planner.yaml` holds them with their defaults.",
+        "Those marked with * are read when the node is configured and can be changed before only.",
+        "",
+        "| name | type | default | values | |",
+        "|---|---|---|---|---|",
+    ]
+    for field in dataclasses.fields(PlannerParameters):
+        about, default = field.metadata, field.default
+        kind = {str: "string", float: "double", bool: "bool"}[type(default)]
+        values = " · ".join(f"`{choice}`" for choice in about["choices"])
+        if about["minimum"] is not None:
+            values = f"{about['minimum']:g} to {about['maximum']:g}"
+        shown = f"`{json.dumps(default)}`"
+        mark = "*" if about["at_configure"] else ""
+        cells = (f"`{about['name']}`{mark}", kind, shown, values, about["description"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _check(field: dataclasses.Field[Any], value: object) -> None:
     about, kind = field.metadata, type(field.default)
     if type(value) is not kind:
@@ -286,3 +312,7 @@ def _check(field: dataclasses.Field[Any], value: object) -> None:
             f"parameter {about['name']} must be from {about['minimum']} to {about['maximum']}, "
             f"not {value}"
         )
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -105,6 +105,12 @@ def test_the_launch_file_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert names >= {"namespace", "params_file", "use_sim_time", "log_level", "bundle", "family"}
 
 
+def test_the_reference_of_the_parameters_is_up_to_date() -> None:
+    from mgsd_ros.parameters import reference
+
+    assert (ROOT / "docs" / "parameters.md").read_text() == reference()
+
+
 def test_the_package_description_agrees_with_the_project() -> None:
     package = ET.parse(ROOT / "package.xml").getroot()
     project = (ROOT / "pyproject.toml").read_text()
