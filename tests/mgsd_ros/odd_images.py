@@ -10,22 +10,30 @@ import numpy as np
 from mgsd_ros.bags import IMAGE_TOPIC, TYPESTORE, get_typestore, new_bag
 
 IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
 
 def write_images(
     path: Path, topics: dict[str, list[dict[str, Any]]], storage: str = "mcap"
 ) -> None:
-    """Write sensor_msgs/Image messages with the given fields, 0.1 s apart from 1 s on."""
+    """Write images with the given fields, 0.1 s apart from 1 s on.
+
+    A topic whose first fields have a `format` is one of sensor_msgs/CompressedImage, others are of
+    sensor_msgs/Image.
+    """
     store = get_typestore(TYPESTORE)
     time, header = store.types["builtin_interfaces/msg/Time"], store.types["std_msgs/msg/Header"]
     with new_bag(path, storage, overwrite=False) as writer:
         for topic, images in topics.items():
-            connection = writer.add_connection(topic, IMAGE, typestore=store)
+            kind, usual = IMAGE, {"is_bigendian": 0}
+            if images and "format" in images[0]:
+                kind, usual = COMPRESSED, {}
+            connection = writer.add_connection(topic, kind, typestore=store)
             for number, fields in enumerate(images):
                 stamp = 10**9 + number * 10**8
                 own = header(time(stamp // 10**9, stamp % 10**9), "camera")
-                message = store.types[IMAGE](header=own, is_bigendian=0, **fields)
-                writer.write(connection, stamp, store.serialize_cdr(message, IMAGE))
+                message = store.types[kind](header=own, **usual | fields)
+                writer.write(connection, stamp, store.serialize_cdr(message, kind))
 
 
 def fields(rgb: np.ndarray, **changes: Any) -> dict[str, Any]:
