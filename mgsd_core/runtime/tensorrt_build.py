@@ -8,9 +8,11 @@ for a single token, `PREFILL` for prompts and drafts.
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,27 +201,37 @@ def build(
         raise EngineError(f"{library.name} does not start: {library.errors()}")
     engines: dict[str, Content] = {}
     vocabulary = 0
-    for graph in (VISION, DECODER):
-        config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)
-        if workspace is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-            # Else TensorRT-RTX may allocate while it runs, which a CUDA graph cannot record.
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        if key.gpu == ANY_GPU and key.capability == "7.5":
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(trt.ComputeCapability.SM75, 0)
-        network, kept = parse_graph(bundle, library, builder, graph, attention)
-        if graph == DECODER:
-            logits = _outputs(network)["logits"]
-            vocabulary = int(logits.shape[-1])
-            # For checks only; as an output it would be memory for every token that is asked about.
-            network.unmark_output(logits)
-            add_profiles(builder, config, network, key.lengths)
-        engines[graph] = _serialised(library, builder, network, config, cache, key, graph)
-        del kept  # the network uses them until it is built
+    with _noticed_interrupts() as interrupted:
+        for graph in (VISION, DECODER):
+            network, kept = parse_graph(bundle, library, builder, graph, attention)
+            config = _config(library, builder, key, workspace)
+            if graph == DECODER:
+                logits = _outputs(network)["logits"]
+                vocabulary = int(logits.shape[-1])
+                # For checks only; as an output it would be memory for every token asked about.
+                network.unmark_output(logits)
+                add_profiles(builder, config, network, key.lengths)
+            engines[graph] = _serialised(
+                library, builder, network, config, cache, key, graph, interrupted
+            )
+            del kept  # the network uses them until it is built
     return Built(engines, vocabulary)
+
+
+def _config(library: Library, builder: Any, key: Key, workspace: int | None) -> Any:
+    """Return how a network is built; see `provide_engine`."""
+    trt = library.module
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Else TensorRT-RTX may allocate while it runs, which a CUDA graph cannot record.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if key.gpu == ANY_GPU and key.capability == "7.5":
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+    return config
 
 
 def parse_graph(
@@ -322,9 +334,10 @@ def _serialised(
     cache: Path,
     key: Key,
     graph: str,
+    interrupted: threading.Event,
 ) -> Content:
     """Return the engine of a network; remembers what was timed for the next build."""
-    monitor = _monitor(library.module, graph)
+    monitor = _monitor(library.module, graph, interrupted)
     config.progress_monitor = monitor
     # TensorRT-RTX times nothing: it chooses kernels where the engine is loaded.
     timing, timings = None, cache / f"timings-{_slug(key)}"
@@ -335,7 +348,7 @@ def _serialised(
         engine = builder.build_serialized_network(network, config)
     finally:
         monitor.close()
-    if monitor.interrupted:
+    if interrupted.is_set():
         raise KeyboardInterrupt
     if engine is None:
         raise EngineError(
@@ -351,15 +364,32 @@ def _slug(key: Key) -> str:
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
 
-def _monitor(trt: Any, title: str) -> Any:
-    """Return what shows on a terminal how far a build is, and ends it at Ctrl-C."""
+@contextmanager
+def _noticed_interrupts() -> Iterator[threading.Event]:
+    """Give what Ctrl-C sets meanwhile; raise `KeyboardInterrupt` in the end if it was.
+
+    An exception at once could be raised in one of the library's callbacks, where it is lost.
+    """
+    interrupted = threading.Event()
+    listens = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set()) if listens else None
+    try:
+        yield interrupted
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, before)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
+def _monitor(trt: Any, title: str, interrupted: threading.Event) -> Any:
+    """Return what shows on a terminal how far a build is, and ends it once it is interrupted."""
 
     class Monitor(trt.IProgressMonitor):
         """One bar for every phase that is under way; called from the library's threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
             self._bars: dict[str, Any] = {}
             self._lock = threading.Lock()
 
@@ -367,18 +397,14 @@ def _monitor(trt: Any, title: str) -> Any:
             with self._lock:
                 name = phase_name if parent_phase else title
                 self._bars[phase_name] = tqdm(
-                    total=num_steps, desc=f"{name[:40]}", leave=not parent_phase, disable=None
+                    total=num_steps, desc=name[:40], leave=False, disable=None
                 )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not pass through the library: it would end the process.
-            try:
-                with self._lock:
-                    bar = self._bars[phase_name]
-                    bar.update(step + 1 - bar.n)
-            except KeyboardInterrupt:
-                self.interrupted = True
-            return not self.interrupted
+            with self._lock:
+                bar = self._bars[phase_name]
+                bar.update(step + 1 - bar.n)
+            return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -200,10 +201,10 @@ def test_weights_beside_the_graph_are_taken_from_memory(
         assert len(engine) == pytest.approx(len(inside.engines[graph]), rel=0.02)
 
 
-def test_weights_that_lie_elsewhere_are_refused(restless_backbone, library, cache, tmp_path):
+def test_weights_that_lie_elsewhere_are_refused(restless_backbone, library, tmp_path):
     path = export_bundle(restless_backbone, tmp_path / "bundle", **LAKE, external_bytes=0)
     bundle = read_bundle(path)
-    key = engine_key(bundle.manifest, library, None)
+    builder = library.module.Builder(library.logger)
     for name, value in [
         ("offset", "-4096"),
         ("offset", str(1 << 60)),
@@ -217,7 +218,7 @@ def test_weights_that_lie_elsewhere_are_refused(restless_backbone, library, cach
             next(e for e in tensor.external_data if e.key == name).value = value
 
         with pytest.raises(EngineError, match=r"decoder\.onnx in .* is damaged"):
-            build(with_decoder(bundle, move), key, library, cache)
+            parse_graph(with_decoder(bundle, move), library, builder, DECODER, "graph")
 
 
 def test_a_graph_that_is_not_read_is_named_in_one_line(bundle_of, library, cache):
@@ -299,8 +300,8 @@ def test_wrong_answers_in_fp16_are_tried_again_with_attention_in_fp32(bundle_of,
 
 
 def test_wrong_answers_are_refused_and_nothing_is_kept(bundle_of, library, cache):
-    for precision, portable, tried in [("fp16", False, 2), ("fp32", False, 1), ("fp16", True, 1)]:
-        bundle = bundle_of(precision, portable)
+    for precision, tried in [("fp16", 2), ("fp32", 1)]:
+        bundle = bundle_of(precision)
         answers = Answers(bundle, 9)
         with pytest.raises(EngineError, match="is refused: it gives 0 of 1 golden plans"):
             provide_engine(bundle, library, THOR, cache, checker=answers)
@@ -490,6 +491,23 @@ def test_an_interrupted_build_leaves_nothing(bundle_of, library, cache):
     with pytest.raises(KeyboardInterrupt):
         provide_engine(bundle_of(), library, THOR, cache, checker=interrupt)
     assert [p.name for p in cache.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("at", [0, 5])  # while a graph is read, while it is built
+def test_ctrl_c_ends_a_build(bundle_of, library, cache, monkeypatch, at):
+    """It is pressed in a callback of the library's, where an exception would be lost."""
+    messages = []
+
+    def press(severity, message):
+        messages.append(message)
+        if len(messages) == at + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(library.logger, "log", press)
+    with pytest.raises(KeyboardInterrupt):
+        provide_engine(bundle_of(), library, None, cache)
+    assert [p.name for p in cache.iterdir()] == [".lock"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_entry_that_cannot_be_written_leaves_the_old_one(filled, monkeypatch):
