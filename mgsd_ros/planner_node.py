@@ -54,7 +54,7 @@ from mgsd_core.runtime import ImageError, Planner
 from mgsd_ros import messages, parameters
 from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
 from mgsd_ros.changes import difference, summary
-from mgsd_ros.conversions import ConversionError, rgb_from_image
+from mgsd_ros.conversions import ConversionError, rgb_from_message
 from mgsd_ros.frame_statistics import FrameStatistics, Level
 from mgsd_ros.frame_worker import FrameWorker
 from mgsd_ros.overlay import draw_answer
@@ -310,7 +310,7 @@ class PlannerNode(LifecycleNode):
                 statistics.trouble("stale", Level.WARN, text)
                 self._warn("stale", text)
                 return
-            rgb = rgb_from_image(message)
+            rgb = rgb_from_message(message)
             if self._is_unchanged(rgb):
                 statistics.counts["unchanged"] += 1
                 return

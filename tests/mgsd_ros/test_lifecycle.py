@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import io
 import json
 import math
 import re
@@ -11,16 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PictureFile
 from ros_processes import Client, StartNode
 
 pytest.importorskip("rclpy", reason="rclpy is not installed (extra ros)")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Path as PathMessage
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
+
+from sim import state_to_dict
 
 MANAGED = ("-p", "autostart:=false")
 PLACED = ("-p", "grid.cell_size:=0.5", "-p", "grid.frame_id:=field")
@@ -239,6 +244,26 @@ def test_overlay_and_markers_are_drawn_for_whoever_listens(
     assert [(p.x, p.y) for p in line.points] == places
     assert (line.type, line.header.frame_id) == (Marker.LINE_STRIP, "field")
     assert (ball.pose.position.x, ball.pose.position.y) == places[-1]
+
+
+def test_compressed_pictures_are_planned_on_and_damaged_ones_are_not(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_node("-p", "image_transport:=compressed", "-r", "image_raw:=/lens/image")
+    answers = client.listen(String, "/planner/actions")
+    publisher = client.node.create_publisher(CompressedImage, "/lens/image/compressed", 10)
+    client.spin_until(publisher.get_subscription_count)
+    client.spin_for(0.5)
+    data = io.BytesIO()
+    PictureFile.fromarray(lake_episodes[0].image).save(data, "PNG")
+    whole = data.getvalue()
+    for sent in (whole[: len(whole) // 2], b"", whole):
+        publisher.publish(CompressedImage(format="png", data=array.array("B", sent)))
+        client.spin_for(0.3)
+    client.spin_until(lambda: answers)
+    assert len(answers) == 1
+    assert json.loads(answers[0].data)["state"] == state_to_dict(lake_episodes[0].state)
+    assert any("image not usable" in warning for warning in node.warnings())
 
 
 def test_a_rate_and_changes_spare_plans(
