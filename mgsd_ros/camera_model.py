@@ -72,7 +72,7 @@ class CameraCalibration:
     roi: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def __post_init__(self) -> None:
-        _check_sides(self.width, self.height, "CameraInfo")
+        check_sides(self.width, self.height, "CameraInfo")
         for name, count in (("k", 9), ("d", None), ("r", 9), ("p", 12)):
             object.__setattr__(self, name, _numbers(name.upper(), getattr(self, name), count))
         if not any(self.k):
@@ -309,7 +309,7 @@ def scale_between(expected: tuple[int, int], size: tuple[int, int], what: str) -
     Raises:
         WorkAreaError: by none up to `MAX_SCALE`; the message begins with `what`.
     """
-    _check_sides(*size, "the picture")
+    check_sides(*size, "the picture")
     for factor in range(1, MAX_SCALE + 1):
         if (expected[0] // factor, expected[1] // factor) == size:
             return float(factor)
@@ -327,7 +327,8 @@ def _clipped(points: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
     return points * np.minimum(1.0, reach * (1 - 1e-9) / np.maximum(radius, 1e-300))
 
 
-def _check_sides(width: int, height: int, what: str) -> None:
+def check_sides(width: int, height: int, what: str) -> None:
+    """Raise WorkAreaError where a picture has a side that is no size; `what` has it."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise WorkAreaError(
             f"{what} has {width} × {height} px; each side must be 1 to {MAX_SIDE} px"

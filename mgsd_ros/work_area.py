@@ -30,6 +30,7 @@ from mgsd_ros.camera_model import (
     CameraCalibration,
     CameraModel,
     WorkAreaError,
+    check_sides,
     model_of,
     scale_between,
 )
@@ -344,6 +345,7 @@ def view_of(
         WorkAreaError: the pictures' size is not the camera's, or the area cannot be planned on: its
             corners are not in order or not in view, lie behind the camera, or cells are too small.
     """
+    check_sides(width, height, "the picture")
     if calibration is None:
         if isinstance(area, AreaPose) or area.rectified:
             what = "the camera's pose" if isinstance(area, AreaPose) else "undistorted corners"
@@ -443,7 +445,8 @@ class Rectifier:
     Attributes:
         area: where the work area is.
         side: of the square pictures [px]; 0: `WorkAreaView.natural_side`, from which the planner
-            shrinks with all pixels taken into account. A side far below it skips pixels.
+            shrinks with all pixels taken into account. Smaller ones take less time and skip pixels;
+            at twice the side of the model's own pictures plans were no worse.
         margin: room around the grid, as a share of its side; the model was trained with `MARGIN`.
         rectified: the frames are undistorted already (`image_rect`).
 

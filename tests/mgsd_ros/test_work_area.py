@@ -567,6 +567,11 @@ def test_corners_that_cannot_be_are_named(corners: object, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_pictures_that_opencv_cannot_map_are_refused() -> None:
+    with pytest.raises(WorkAreaError, match="the picture has 40000 × 480 px; each side must be"):
+        view_of(AreaCorners(4, SQUARE), 40_000, 480)
+
+
 def test_a_corner_may_lie_a_little_outside() -> None:
     area = AreaCorners(4, ((-20.0, 100.0), (300.0, 100.0), (300.0, 300.0), (-20.0, 300.0)))
     assert view_of(area, 640, 480).cell_at(0, 205) == (2, 0)
