@@ -54,6 +54,11 @@ def generate_launch_description() -> LaunchDescription:
                 "image", default_value="image_raw", description="Topic of the camera's images."
             ),
             DeclareLaunchArgument(
+                "camera_info",
+                default_value="camera_info",
+                description="Topic of the camera's calibration, where the work area is found by it.",
+            ),
+            DeclareLaunchArgument(
                 "loopback",
                 default_value="false",
                 description="Keep all traffic on this machine, with shared memory that holds whole "
@@ -94,7 +99,10 @@ def _planner(context: LaunchContext) -> list[Node]:
                     **given,
                 },
             ],
-            remappings=[("image_raw", LaunchConfiguration("image"))],
+            remappings=[
+                ("image_raw", LaunchConfiguration("image")),
+                ("camera_info", LaunchConfiguration("camera_info")),
+            ],
             arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
             output="screen",
         )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mgsd_ros.grid_frame import GridFrame
+from mgsd_ros.work_area import AreaCorners, AreaPose, CameraPose, WorkAreaError
+from sim.states import MAX_SIZE
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -20,6 +22,16 @@ _ROS_PREFIXES = ("qos_overrides.",)
 
 RELIABILITIES = ("best_effort", "reliable")
 TRANSPORTS = ("raw", "compressed")
+
+
+# Types of values: their names in ROS, and in words.
+_KINDS = {
+    str: ("string", "text"),
+    float: ("double", "a decimal number (1.0, not 1)"),
+    bool: ("bool", "true or false"),
+    int: ("integer", "a whole number"),
+    tuple: ("double array", "a list of decimal numbers ([1.0, 2.0], not [1, 2])"),
+}
 
 
 class ParameterError(ValueError):
@@ -169,11 +181,130 @@ class PlannerParameters:
         maximum=1e3,
     )
 
+    area_cells: int = _parameter(
+        "area.cells",
+        0,
+        "Cells along each side of the grid, to see the work area from above out of the camera's "
+        "picture; 0 plans on the picture as it is.",
+        minimum=0,
+        maximum=MAX_SIZE,
+        at_configure=True,
+    )
+    area_corners: tuple[float, ...] = _parameter(
+        "area.corners",
+        (),
+        "Pixels u, v of the grid's outer corners in the camera's picture: top left, top right, "
+        "bottom right, bottom left, 8 numbers. None: they follow from `grid` and `camera`.",
+        at_configure=True,
+    )
+    camera_use_info: bool = _parameter(
+        "camera.use_info",
+        False,
+        "Undistort by what `camera_info` says; always so where the corners follow from `camera`.",
+        at_configure=True,
+    )
+    camera_rectified: bool = _parameter(
+        "camera.rectified",
+        False,
+        "The pictures are undistorted already (image_rect).",
+        at_configure=True,
+    )
+    camera_x: float = _parameter(
+        "camera.x",
+        0.0,
+        "Optical centre of the camera in grid.frame_id [m].",
+        minimum=-1e6,
+        maximum=1e6,
+        at_configure=True,
+    )
+    camera_y: float = _parameter(
+        "camera.y",
+        0.0,
+        "Optical centre of the camera in grid.frame_id [m].",
+        minimum=-1e6,
+        maximum=1e6,
+        at_configure=True,
+    )
+    camera_z: float = _parameter(
+        "camera.z",
+        0.0,
+        "Optical centre of the camera in grid.frame_id, above the floor [m].",
+        minimum=-1e6,
+        maximum=1e6,
+        at_configure=True,
+    )
+    camera_roll: float = _parameter(
+        "camera.roll",
+        math.pi,
+        "Turn of the optical frame (x right, y down, z forward) about the fixed axis x [rad]; π, "
+        "without pitch and yaw, looks straight down with the top of the picture towards +y.",
+        minimum=-math.tau,
+        maximum=math.tau,
+        at_configure=True,
+    )
+    camera_pitch: float = _parameter(
+        "camera.pitch",
+        0.0,
+        "Turn about the fixed axis y, after that about x [rad].",
+        minimum=-math.tau,
+        maximum=math.tau,
+        at_configure=True,
+    )
+    camera_yaw: float = _parameter(
+        "camera.yaw",
+        0.0,
+        "Turn about the fixed axis z, after the others [rad].",
+        minimum=-math.tau,
+        maximum=math.tau,
+        at_configure=True,
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         if self.grid_cell_size > 0 and not self.grid_frame_id:
             raise ParameterError("parameter grid.frame_id must not be empty with a calibrated grid")
+        try:
+            self.work_area()
+        except WorkAreaError as error:
+            raise ParameterError(f"parameters area and camera: {error}") from None
+
+    @property
+    def needs_camera_info(self) -> bool:
+        """Whether pictures can only be used with what `camera_info` says."""
+        return bool(self.area_cells) and (self.camera_use_info or not self.area_corners)
+
+    def work_area(self) -> AreaCorners | AreaPose | None:
+        """Return where the work area is in the camera's pictures; None: they show just that.
+
+        Raises:
+            ParameterError, WorkAreaError: it cannot be.
+        """
+        if not self.area_cells:
+            return None
+        if self.area_corners:
+            if len(self.area_corners) != 8:
+                raise ParameterError(
+                    "parameter area.corners must be 8 numbers, u and v of four corners, not "
+                    f"{len(self.area_corners)}"
+                )
+            corners = tuple(zip(self.area_corners[::2], self.area_corners[1::2], strict=True))
+            return AreaCorners(self.area_cells, corners)
+        grid = self.grid()
+        if grid is None:
+            raise ParameterError(
+                "parameter area.cells is given, so area.corners must be as well, or grid.cell_size "
+                "and camera, from which they follow"
+            )
+        pose = CameraPose.from_rpy(
+            self.camera_x,
+            self.camera_y,
+            self.camera_z,
+            self.camera_roll,
+            self.camera_pitch,
+            self.camera_yaw,
+        )
+        return AreaPose(self.area_cells, grid, pose)
 
     def grid(self) -> GridFrame | None:
         """Return where the grid lies, or None when it is not calibrated."""
@@ -194,23 +325,26 @@ def declare(node: Node) -> PlannerParameters:
     Raises:
         ParameterError: a given value is of the wrong type or out of range.
     """
-    from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+    from rclpy.parameter import Parameter
 
     for field in dataclasses.fields(PlannerParameters):
         about = field.metadata
         descriptor = ParameterDescriptor(description=about["description"])
-        if about["minimum"] is not None:
-            descriptor.floating_point_range = [
-                FloatingPointRange(from_value=about["minimum"], to_value=about["maximum"])
-            ]
+        ends = {"from_value": about["minimum"], "to_value": about["maximum"]}
+        if type(field.default) is int:
+            descriptor.integer_range = [IntegerRange(**ends)]
+        elif about["minimum"] is not None:
+            descriptor.floating_point_range = [FloatingPointRange(**ends)]
         if about["choices"]:
             descriptor.additional_constraints = f"one of: {', '.join(about['choices'])}"
         try:
-            node.declare_parameter(about["name"], field.default, descriptor)
+            # An empty list does not tell its type.
+            default = Parameter.Type.DOUBLE_ARRAY if field.default == () else field.default
+            node.declare_parameter(about["name"], default, descriptor)
         except InvalidParameterTypeException as error:
-            kinds = {float: "a decimal number (1.0, not 1)", bool: "true or false", str: "text"}
-            kind = kinds[type(field.default)]
+            kind = _KINDS[type(field.default)][1]
             raise ParameterError(f"parameter {about['name']} must be {kind}") from error
         except InvalidParameterValueException as error:
             raise ParameterError(
@@ -225,9 +359,21 @@ def read(node: Node) -> PlannerParameters:
     Raises:
         ParameterError: one is out of range, or they contradict each other.
     """
-    fields = dataclasses.fields(PlannerParameters)
-    values = {f.name: node.get_parameter(f.metadata["name"]).value for f in fields}
+    from rclpy.exceptions import ParameterUninitializedException
+
+    values = {}
+    for field in dataclasses.fields(PlannerParameters):
+        try:
+            value = node.get_parameter(field.metadata["name"]).value
+        except ParameterUninitializedException:
+            value = field.default
+        values[field.name] = _plain(field, value)
     return PlannerParameters(**values)
+
+
+def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return ROS's value of a parameter as the dataclass has it."""
+    return tuple(value) if type(field.default) is tuple else value
 
 
 def changed(
@@ -252,7 +398,7 @@ def changed(
             raise ParameterError(
                 f"parameter {name} is read when the node is configured; clean it up first"
             )
-        given[fields[name].name] = value
+        given[fields[name].name] = _plain(fields[name], value)
     return dataclasses.replace(current, **given)
 
 
@@ -288,7 +434,7 @@ def reference() -> str:
     ]
     for field in dataclasses.fields(PlannerParameters):
         about, default = field.metadata, field.default
-        kind = {str: "string", float: "double", bool: "bool"}[type(default)]
+        kind = _KINDS[type(default)][0]
         values = " · ".join(f"`{choice}`" for choice in about["choices"])
         if about["minimum"] is not None:
             values = f"{about['minimum']:g} to {about['maximum']:g}"
@@ -302,12 +448,18 @@ def reference() -> str:
 def _check(field: dataclasses.Field[Any], value: object) -> None:
     about, kind = field.metadata, type(field.default)
     if type(value) is not kind:
-        raise ParameterError(f"parameter {about['name']} must be a {kind.__name__}, not {value!r}")
+        raise ParameterError(f"parameter {about['name']} must be {_KINDS[kind][1]}, not {value!r}")
+    if isinstance(value, tuple) and not all(type(v) is float and math.isfinite(v) for v in value):
+        raise ParameterError(f"parameter {about['name']} must be {_KINDS[kind][1]}, not {value!r}")
     if about["choices"] and value not in about["choices"]:
         raise ParameterError(
             f"parameter {about['name']} must be one of {', '.join(about['choices'])}, not {value!r}"
         )
-    if isinstance(value, float) and not about["minimum"] <= value <= about["maximum"]:
+    if (
+        isinstance(value, float | int)
+        and type(value) is not bool
+        and not about["minimum"] <= value <= about["maximum"]
+    ):
         raise ParameterError(
             f"parameter {about['name']} must be from {about['minimum']} to {about['maximum']}, "
             f"not {value}"

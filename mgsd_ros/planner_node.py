@@ -1,7 +1,8 @@
 """The lifecycle node `planner`: camera images in, plans out.
 
-Subscribes `image_raw` (sensor_msgs/Image), or beside it `image_raw/compressed`. For every frame
-that it plans on it publishes, with the stamp of the image and latched for whoever joins late:
+Subscribes `image_raw` (sensor_msgs/Image), or beside it `image_raw/compressed`, and `camera_info`
+where the work area is found by it. For every frame that it plans on it publishes, with the stamp
+of the image and latched for whoever joins late:
 
     ~/plan     nav_msgs/Path in `grid.frame_id`; empty in the image's frame when the grid is not
                calibrated, and empty when the answer is not to be followed
@@ -43,14 +44,15 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from rclpy.task import Future
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import MarkerArray
 
 from mgsd_core.installed import shipped_bundle
-from mgsd_core.runtime import ImageError, Planner
+from mgsd_core.runtime import ImageError, Planner, Response
 from mgsd_ros import messages, parameters
 from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
 from mgsd_ros.changes import difference, summary
@@ -59,6 +61,7 @@ from mgsd_ros.frame_statistics import FrameStatistics, Level
 from mgsd_ros.frame_worker import FrameWorker
 from mgsd_ros.overlay import draw_answer
 from mgsd_ros.parameters import ParameterError
+from mgsd_ros.work_area import CameraCalibration, Rectifier, WorkAreaError
 
 # One kind of trouble is logged at most this often [s], with the number of frames it has cost.
 WARNING_PERIOD = 5.0
@@ -124,6 +127,9 @@ class PlannerNode(LifecycleNode):
         self._enabled = True
         self._once: list[tuple[Future, float]] = []
         self._once_lock = threading.Lock()
+        self._rectifier: Rectifier | None = None
+        self._infos: Subscription | None = None
+        self._calibration: CameraCalibration | None = None
         self._seen: NDArray[np.float32] | None = None
         self._warned: dict[str, tuple[float, int]] = {}
 
@@ -133,6 +139,7 @@ class PlannerNode(LifecycleNode):
     def on_configure(self) -> None:
         """Load the bundle, plan once on nothing, and offer topics and services."""
         settings = self.settings = parameters.read(self)
+        area = settings.work_area()
         bundle = settings.bundle or shipped_bundle()
         started = time.monotonic()
         planner = Planner.load(
@@ -146,6 +153,11 @@ class PlannerNode(LifecycleNode):
             f"{time.monotonic() - loaded:.1f} s: family {planner.family}, digest "
             f"{planner.bundle_digest[:12]}, backend {planner.backend_reason}"
         )
+        # Plans are no better on larger ones, see `Rectifier`.
+        side = 2 * planner.image.size
+        self._rectifier = None
+        if area is not None:
+            self._rectifier = Rectifier(area, side, rectified=settings.camera_rectified)
         if settings.grid() is None:
             self.get_logger().warning(
                 "grid.cell_size is 0: without a calibrated grid ~/plan stays empty and only "
@@ -179,6 +191,10 @@ class PlannerNode(LifecycleNode):
         self._images = self.create_subscription(
             kind, topic, self._on_image, _newest(reliability=reliability), raw=True
         )
+        if self.settings.needs_camera_info:
+            self._infos = self.create_subscription(
+                CameraInfo, "camera_info", self._on_info, _newest(reliability=reliability)
+            )
         self.get_logger().info(f"planning on the images of {self._images.topic_name}")
 
     @_transition
@@ -209,6 +225,9 @@ class PlannerNode(LifecycleNode):
         if worker is None:
             return
         self.destroy_subscription(self._images)
+        if self._infos is not None:
+            self.destroy_subscription(self._infos)
+            self._infos = None
         if not worker.stop(_STOP_TIMEOUT):
             self.gave_up = True
             self.get_logger().warning("the plan at work did not end in time and is given up")
@@ -292,6 +311,13 @@ class PlannerNode(LifecycleNode):
         elif worker is not None:
             worker.put(message)
 
+    def _on_info(self, message: CameraInfo) -> None:
+        try:
+            self._calibration = CameraCalibration.from_message(message)
+        except WorkAreaError as error:
+            self._calibration = None
+            self._warn("camera_info", f"camera_info not usable: {_one_line(error)}")
+
     def _period(self) -> float:
         return 1 / self.settings.max_rate if self.settings.max_rate and not self._once else 0.0
 
@@ -310,12 +336,12 @@ class PlannerNode(LifecycleNode):
                 statistics.trouble("stale", Level.WARN, text)
                 self._warn("stale", text)
                 return
-            rgb = rgb_from_message(message)
+            rgb = self._from_above(rgb_from_message(message))
             if self._is_unchanged(rgb):
                 statistics.counts["unchanged"] += 1
                 return
             response = self._the_planner().plan(rgb)
-        except (ConversionError, ImageError) as error:
+        except (ConversionError, ImageError, WorkAreaError) as error:
             text = f"image not usable: {_one_line(error)}"
             statistics.trouble("unusable", Level.WARN, text)
             self._warn(type(error).__name__, text)
@@ -329,9 +355,31 @@ class PlannerNode(LifecycleNode):
                 self._publish(failure_to_dict(text, header, self._the_planner()), header)
         else:
             answer = answer_to_dict(response, header, self._the_planner())
+            answer["error"] = answer["error"] or self._other_size(response)
             self._publish(answer, header, rgb)
             statistics.planned(time.monotonic() - began, self._age(header))
             statistics.counts["refused"] += answer["error"] is not None
+
+    def _from_above(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the work area as the model was trained to see it.
+
+        Raises:
+            WorkAreaError: it is not known where it is in this picture.
+        """
+        if self._rectifier is None:
+            return rgb
+        calibration = self._calibration if self.settings.needs_camera_info else None
+        if self.settings.needs_camera_info and calibration is None:
+            topic = self.resolve_topic_name("camera_info")
+            raise WorkAreaError(f"nothing usable has come on {topic} yet")
+        return self._rectifier.rectify(rgb, calibration)
+
+    def _other_size(self, response: Response) -> str | None:
+        """Say that the model sees a grid of another size than there is: its cells are elsewhere."""
+        state, cells = response.state, self.settings.area_cells
+        if not cells or state is None or state.size == cells:
+            return None
+        return f"the model sees {state.size} cells a side, and the work area has {cells}"
 
     def _age(self, header: FrameHeader) -> float:
         """Return the age of a frame [s]; below 0 where a clock or a bag has gone back."""

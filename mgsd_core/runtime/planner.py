@@ -29,7 +29,7 @@ from mgsd_core.runtime.preprocess import fit, mrope_positions, patchify
 from sim import Cell, Failure, Plan, State, simulate, solve, state_to_dict
 
 # Most tokens of a response's first draft; four times as many each time that all were right.
-_FIRST_TRUSTED = 8
+_FIRST_TRUSTED = 4
 # Tokens of a draft that are read after one that was wrong from its first token on.
 _LEAST_TRUSTED = 3
 
@@ -90,6 +90,7 @@ class Planner:
         backend: what runs it, one of `BACKENDS`.
         backend_reason: why that, in one line.
         bundle_digest: SHA-256 (hex) of the bundle's manifest, which names every file's digest.
+        image: how pictures enter the model.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Planner:
         self.family, self.bundle_digest = family, bundle.digest
         self.backend, self.backend_reason = backend, backend_reason
         self._engine, self._forced_tokens, self._repair = engine, forced_tokens, repair
-        self._spec, self._tokens = bundle.manifest.image, bundle.manifest.tokens
+        self.image = self._spec = bundle.manifest.image
+        self._tokens = bundle.manifest.tokens
         prompt = bundle.manifest.prompts[family]
         self._max_new_tokens = prompt.max_new_tokens
         self._tokenizer = _tokenizer(bundle)

@@ -26,6 +26,7 @@ from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
 from sim import state_to_dict
+from sim.scene import MARGIN
 
 MANAGED = ("-p", "autostart:=false")
 PLACED = ("-p", "grid.cell_size:=0.5", "-p", "grid.frame_id:=field")
@@ -293,3 +294,55 @@ def test_a_rate_and_changes_spare_plans(
     publish(lake_episodes[3].image)
     client.spin_for(0.5)
     assert len(answers) == 1
+
+
+def seen_askew(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Return a picture upside down in the corner of a larger one, and where its grid is in it."""
+    side = picture.shape[0]
+    large = np.zeros((2 * side, 3 * side, 3), np.uint8)
+    large[side - 8 : 2 * side - 8, 20 : 20 + side] = picture[::-1, ::-1]
+    # The grid's outer corners, which leave a margin in the picture.
+    near, far = (side * share / (1 + 2 * MARGIN) - 0.5 for share in (MARGIN, 1 + MARGIN))
+    corners = [(near, near), (far, near), (far, far), (near, far)]
+    return large, [
+        float(value) for u, v in corners for value in (20 + side - 1 - u, side - 8 + side - 1 - v)
+    ]
+
+
+def test_the_work_area_is_seen_from_above(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra ros)")
+    # Cells lie in a style's picture where its own camera puts them; the plain ones look straight
+    # down, so only the middle of the picture matters to a student that knows it by heart.
+    picture, corners = seen_askew(lake_episodes[0].image)
+    start_node("-p", "area.cells:=3", "-p", f"area.corners:={corners}")
+    answers = client.listen(String, "/planner/actions")
+    client.camera()(picture)
+    client.spin_until(lambda: answers)
+    assert json.loads(answers[0].data)["state"] == state_to_dict(lake_episodes[0].state)
+
+
+def test_a_grid_of_another_size_than_the_work_area_is_not_followed(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra ros)")
+    picture, corners = seen_askew(lake_episodes[0].image)
+    start_node(*PLACED, "-p", "area.cells:=5", "-p", f"area.corners:={corners}")
+    answers = client.listen(String, "/planner/actions")
+    paths = client.listen(PathMessage, "/planner/plan")
+    client.camera()(picture)
+    client.spin_until(lambda: answers and paths)
+    answer = json.loads(answers[0].data)
+    assert answer["error"] == "the model sees 3 cells a side, and the work area has 5"
+    assert not paths[0].poses
+
+
+def test_without_camera_info_nothing_is_planned_and_it_is_said(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra ros)")
+    node = start_node(*PLACED, "-p", "area.cells:=3", "-p", "camera.z:=1.5")
+    client.camera()(lake_episodes[0].image)
+    client.spin_until(lambda: node.warnings())
+    assert "nothing usable has come on /camera_info yet" in node.warnings()[0]
