@@ -56,7 +56,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "camera_info",
                 default_value="camera_info",
-                description="Topic of the camera's calibration, where the work area is found by it.",
+                description="Topic of the calibration, where the work area is found by it.",
             ),
             DeclareLaunchArgument(
                 "loopback",
@@ -93,9 +93,7 @@ def _planner(context: LaunchContext) -> list[Node]:
                     "use_sim_time": ParameterValue(
                         LaunchConfiguration("use_sim_time"), value_type=bool
                     ),
-                    "autostart": ParameterValue(
-                        LaunchConfiguration("autostart"), value_type=bool
-                    ),
+                    "autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool),
                     **given,
                 },
             ],
