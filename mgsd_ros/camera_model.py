@@ -33,6 +33,9 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 # Newton's rounds at most, and the error [focal lengths] that ends them: about 1e-9 px.
 _ROUNDS, _CONVERGED = 50, 1e-12
+# Highest coefficients of a lens that are smaller bend nothing below 89° from the axis; as the first
+# of a polynomial they would make its roots overflow.
+_NEGLIGIBLE = 1e-12
 # What is left after that [focal lengths] shows that a pixel has no direction.
 _UNSOLVED = 1e-7
 
@@ -258,7 +261,7 @@ class CameraModel:
         roots = [
             root.real
             for polynomial in (slope, bottom)
-            for root in np.atleast_1d(polynomial.trim().roots())
+            for root in np.atleast_1d(polynomial.trim(_NEGLIGIBLE).roots())
             if abs(root.imag) < 1e-9 * (1 + abs(root)) and root.real > 0
         ]
         return float(min(roots, default=1e12))

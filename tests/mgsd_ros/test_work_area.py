@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import example, assume, given, settings
 from hypothesis import strategies as st
 
 from mgsd_core.runtime.preprocess import ImageError
@@ -371,6 +371,7 @@ def test_the_table_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 2**32 - 1),
     is_rational=st.booleans(),
 )
+@example(d=(0.0, 0.0, 0.0, 0.0, 1.1125369292536007e-308), seed=0, is_rational=True)
 def test_tangential_distortion_is_opencvs(
     d: tuple[float, ...], seed: int, is_rational: bool
 ) -> None:
