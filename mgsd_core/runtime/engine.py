@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,34 @@ class Engine(Protocol):
 
     def reset(self) -> None:
         """Forget all that was read."""
+
+
+def fill_pass(
+    given: Mapping[str, NDArray[Any]],
+    ids: Sequence[int],
+    positions: NDArray[np.int64],
+    start: int,
+    causal: NDArray[np.bool_],
+    portable: bool,
+) -> None:
+    """Write what the decoder graph is told of a pass: tokens, places and what they may attend to.
+
+    Args:
+        given: inputs of the graph, by name; see `mgsd_core.export.graphs`.
+        ids, positions, start: see `Engine.read`.
+        causal: bool [Smax, Smax]; row i is what the token at place i of the cache may attend to.
+        portable: the graph is the portable one.
+    """
+    count, length = len(ids), len(causal)
+    given["input_ids"][0] = ids
+    given["position_ids"][:, 0] = positions
+    mask = given["attention_mask"][0, 0]
+    if portable:
+        mask[:, :length] = np.arange(length) < start
+        mask[:, length:] = causal[:count, :count]
+    else:
+        given["write_index"][0] = start
+        mask[:] = causal[start : start + count]
 
 
 def check_finite(total: NDArray[np.float32]) -> None:

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mgsd_core.runtime.bundle import DATA_SUFFIX, DECODER, VISION, Bundle, BundleError
-from mgsd_core.runtime.engine import check_finite
+from mgsd_core.runtime.engine import check_finite, fill_pass
 
 # One step of a smaller decoder is over before a second thread is at work.
 _SINGLE_THREAD_BYTES = 64 << 20
@@ -109,15 +109,7 @@ class OrtEngine:
         key = count, asked, shows, logits
         step = self._passes.get(key) or self._bind(*key)
         given = step.inputs
-        given["input_ids"][0] = ids
-        given["position_ids"][:, 0] = positions
-        mask = given["attention_mask"][0, 0]
-        if self._portable:
-            mask[:, : self._length] = np.arange(self._length) < start
-            mask[:, self._length :] = self._causal[:count, :count]
-        else:
-            given["write_index"][0] = start
-            mask[:] = self._causal[start : start + count]
+        fill_pass(given, ids, positions, start, self._causal, self._portable)
         if shows:
             places = np.flatnonzero(given["input_ids"][0] == self._image_token)
             given["visual_embeds"][0, places] = self._embeds

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mgsd_core.runtime.bundle import DECODER, VISION, Bundle, BundleError, Content
 from mgsd_core.runtime.cuda import DeviceMemory, PinnedMemory, Stream, aligned
-from mgsd_core.runtime.engine import check_finite
+from mgsd_core.runtime.engine import check_finite, fill_pass
 from mgsd_core.runtime.engine_cache import Lengths
 from mgsd_core.runtime.tensorrt_build import DECODE, PREFILL, decoder_lengths
 from mgsd_core.runtime.tensorrt_library import TENSORRT_RTX, EngineError, Library
@@ -167,16 +167,8 @@ class TrtEngine:
         """Write what goes up for a pass."""
         count = len(ids)
         given = step.bind(count, asked, {name: embeds[name].address for name in embeds})
-        given["input_ids"][0] = ids
-        given["position_ids"][:, 0] = positions
         given["asked"][:] = range(count - asked, count)
-        mask = given["attention_mask"][0, 0]
-        if self._portable:
-            mask[:, : self._length] = np.arange(self._length) < start
-            mask[:, self._length :] = self._causal[:count, :count]
-        else:
-            given["write_index"][0] = start
-            mask[:] = self._causal[start : start + count]
+        fill_pass(given, ids, positions, start, self._causal, self._portable)
 
     def _show(self, ids: Sequence[int]) -> None:
         """Put what was seen where the picture's tokens stand; elsewhere nothing is seen."""
