@@ -323,7 +323,7 @@ class PlannerNode(LifecycleNode):
 
     def _plan_frame(self, data: bytes) -> None:
         """Plan on one frame and publish; whatever goes wrong with a frame ends here."""
-        settings, statistics = self.settings, self.statistics
+        settings, statistics, planner = self.settings, self.statistics, self._the_planner()
         began = time.monotonic()
         header = None
         try:
@@ -340,7 +340,9 @@ class PlannerNode(LifecycleNode):
             if self._is_unchanged(rgb):
                 statistics.counts["unchanged"] += 1
                 return
-            response = self._the_planner().plan(rgb)
+            response = planner.plan(rgb)
+            if self._worker is None or statistics is not self.statistics:
+                return  # deactivated meanwhile: the empty path that was left then is the last word
         except (ConversionError, ImageError, WorkAreaError) as error:
             text = f"image not usable: {_one_line(error)}"
             statistics.trouble("unusable", Level.WARN, text)
@@ -351,10 +353,10 @@ class PlannerNode(LifecycleNode):
             text = f"planning failed: {type(error).__name__}: {_one_line(error)}"
             statistics.trouble("failed", Level.ERROR, text)
             self._warn("failed", text)
-            if header is not None:
-                self._publish(failure_to_dict(text, header, self._the_planner()), header)
+            if header is not None and self._worker is not None:
+                self._publish(failure_to_dict(text, header, planner), header)
         else:
-            answer = answer_to_dict(response, header, self._the_planner())
+            answer = answer_to_dict(response, header, planner)
             answer["error"] = answer["error"] or self._other_size(response)
             self._publish(answer, header, rgb)
             statistics.planned(time.monotonic() - began, self._age(header))

@@ -92,6 +92,20 @@ def test_what_cannot_be_configured_says_why_and_can_be_put_right(
     assert node.end() == 0
 
 
+def test_a_plan_that_ends_after_the_node_was_deactivated_is_not_published(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_node(*PLACED, module="changed_planner", PLAN="sleep 6")
+    paths = client.listen(PathMessage, "/planner/plan", latched=True)
+    client.camera()(lake_episodes[0].image)
+    client.spin_until(lambda: "a plan is at work" in node.log())
+    assert client.transition("deactivate")
+    client.spin_until(lambda: paths)
+    client.spin_for(4)
+    assert "given up" in node.log() and [len(path.poses) for path in paths] == [0]
+    assert "Traceback" not in node.log()
+
+
 def test_cycles_leave_nothing_behind(start_node: StartNode, client: Client) -> None:
     node = start_managed(start_node)
     found = []
