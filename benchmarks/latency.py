@@ -71,7 +71,7 @@ class Recorder:
 
     def read(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
-    ) -> list[int]:
+    ) -> tuple[list[int], list[float]]:
         """Record and read."""
         said = self.engine.read(ids, positions, start, asked)
         step = self.engine._passes[len(ids), asked, self.engine._image_token in ids, False]

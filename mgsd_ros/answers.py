@@ -1,6 +1,7 @@
 """What the model answered for one frame, as the JSON of `~/actions` and of a bag's evaluation.
 
-Imports no ROS. Version 1 of the object, field by field:
+Imports no ROS. Version 1 of the object, field by field; `config/actions.schema.json` says the same
+as a JSON Schema:
 
     schema_version  1
     stamp           {"sec", "nanosec"} of the image
@@ -10,6 +11,7 @@ Imports no ROS. Version 1 of the object, field by field:
     path            the robot's cells [[row, column], …] before the first and after each action
     state           the state that the model recovered (`sim.state_to_dict`), or null
     verdict         {"legal", "success", "failure"} of the plan in that state, or null
+    confidence      probability [0 to 1] that the model gives to just this text, or null
     repaired        whether `actions` are a repair of the model's plan, which fails in that state
     text            the answer as the model wrote it
     tokens, passes  of the text, and of the decoder that wrote it [count]
@@ -73,6 +75,7 @@ def failure_to_dict(error: str, header: FrameHeader, planner: Planner) -> dict[s
         "state": None,
         "verdict": None,
         "repaired": False,
+        "confidence": None,
         "text": "",
         "tokens": 0,
         "passes": 0,

@@ -11,15 +11,15 @@ operators named here, the same bytes come out every time, and no exporter's patt
     input_ids i64 [1, S], visual_embeds [1, S, H], deepstack_embeds [1, L, S, H],
     position_ids i64 [3, 1, S], write_index i64 [1], attention_mask bool [1, 1, S, Smax],
     asked i64 [N], past_key_i and past_value_i [1, KV, Smax, D]
-    -> tokens i64 [1, N], total f32 [1, N], logits f32 [1, N, V],
-    present_key_i and present_value_i as the past
+    -> tokens i64 [1, N], probabilities f32 [1, N], total f32 [1, N],
+    logits f32 [1, N, V], present_key_i and present_value_i as the past
 
 L is the number of deepstack layers, KV the number of key/value heads, D the size of a head.
 Visual inputs count only where `input_ids` is the image token; deepstack must be 0 elsewhere.
 Attention takes an explicit mask: runtimes disagree about how `is_causal` aligns with a cache.
 `asked` are the places among the S tokens whose successors are wanted: `tokens` are the likeliest
-that may be said, so that nothing else need leave a GPU, and `total` is the sum of the logits, which
-is finite only if all of them are.
+that may be said and `probabilities` theirs among those, so that nothing else need leave a GPU, and
+`total` is the sum of the logits, which is finite only if all of them are.
 
 `portable` graphs hold operators of opset 20 only (21 with int4 weights): TensorRT 10.13, that of
 JetPack 7.1, does not read Attention, nor TensorScatter, RotaryEmbedding and RMSNormalization, which
@@ -291,11 +291,14 @@ def decoder_graph(
     y = g.op("Gemm", flat, head, transB=1)
     y = g.op("Cast", y, to=TensorProto.FLOAT) if g.half else y
     g.op("Unsqueeze", y, g.ints(0), out="logits")
-    g.op("ReduceSum", "logits", g.ints(-1), keepdims=0, out="total")
+    _sum(g, "logits", out="total")
     never = np.zeros(config.vocab_size, np.float32)
     never[list(suppressed)] = _NEVER
     spoken = g.op("Add", "logits", g.weight("never", never, keep=True))
     g.op("ArgMax", spoken, axis=-1, keepdims=0, out="tokens")
+    # Spelled out: a runtime's own ReduceLogSumExp may overflow where logits are large.
+    below = g.op("Sub", spoken, g.op("ReduceMax", spoken, g.ints(-1), keepdims=1))
+    g.op("Reciprocal", _sum(g, g.op("Exp", below)), out="probabilities")
 
     hidden, kv_heads, size = config.hidden_size, config.num_key_value_heads, config.head_dim
     past = (1, kv_heads, cache_length, size)
@@ -317,11 +320,16 @@ def decoder_graph(
         ],
         [
             _value("tokens", TensorProto.INT64, 1, "N"),
+            _value("probabilities", TensorProto.FLOAT, 1, "N"),
             _value("total", TensorProto.FLOAT, 1, "N"),
             _value("logits", TensorProto.FLOAT, 1, "N", config.vocab_size),
             *(_value(f"present_{name}", g.number, *present) for name in names),
         ],
     )
+
+
+def _sum(g: _Graph, x: str, out: str | None = None) -> str:
+    return g.op("ReduceSum", x, g.ints(-1), keepdims=0, out=out)
 
 
 def _graph(precision: str, portable: bool, data: BinaryIO | None, data_name: str) -> _Graph:

@@ -25,7 +25,7 @@ from mgsd_core.runtime.preprocess import ImageSpec
 from sim import FamilyError, UnknownFamilyError
 from sim.family import NAME
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: What weights and activations are, see `mgsd_core.export.graphs`.
 PRECISIONS = ("fp32", "fp16", "int4", "int4-fp16")

@@ -28,7 +28,7 @@ class Engine(Protocol):
 
     def read(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
-    ) -> list[int]:
+    ) -> tuple[list[int], list[float]]:
         """Read S tokens into the cache from place `start` on.
 
         They attend to the places before them and to nothing beyond themselves, so what an earlier
@@ -41,7 +41,7 @@ class Engine(Protocol):
             asked: of how many of the last of them the successors are wanted.
 
         Returns:
-            For each of the last `asked` tokens the likeliest one to follow it.
+            For each of the last `asked` tokens the likeliest one to follow it, and its probability.
 
         Raises:
             InferenceError: logits are not finite numbers. The cache is then spoiled: `reset` it.

@@ -76,12 +76,11 @@ class OrtEngine:
 
     def read(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
-    ) -> list[int]:
+    ) -> tuple[list[int], list[float]]:
         """See `Engine.read`."""
         outputs = self._run(ids, positions, start, asked, logits=False)
         check_finite(outputs["total"])
-        tokens: list[int] = outputs["tokens"][0].tolist()
-        return tokens
+        return outputs["tokens"][0].tolist(), outputs["probabilities"][0].tolist()
 
     def read_logits(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
@@ -192,7 +191,7 @@ class OrtEngine:
                     **caches,
                 }
                 and all(len(s) == 4 and s[0] == 1 and s[2] == length for s in caches.values())
-                and [said["tokens"], said["total"]] == [[1, "N"], [1, "N"]]
+                and all(said[name] == [1, "N"] for name in ("tokens", "probabilities", "total"))
                 and all(
                     said[name.replace("past", "present")]
                     == [1, s[1], "S" if self._portable else length, s[3]]

@@ -64,6 +64,8 @@ class Response:
         text: all that it wrote, up to `</answer>`.
         timings: seconds for preprocess, vision, prefill, decode, check and total.
         verdict: on the plan in that state.
+        confidence: probability that the model gives to just this text, 0 to 1: the product over
+            its tokens, to four digits. A response that is unsure of one token is unsure.
         tokens: written in all.
         passes: of the decoder that wrote them, the first over the picture.
         repaired: the plan is not the model's but a shortest one in the state that it recovered,
@@ -75,6 +77,7 @@ class Response:
     text: str
     timings: dict[str, float]
     verdict: Verdict
+    confidence: float = 0.0
     tokens: int = 0
     passes: int = 0
     repaired: bool = False
@@ -213,7 +216,7 @@ class Planner:
                 *self._frame, start=len(self._prefix[0]), asked=1 + len(self._begun)
             )
             writing = time.perf_counter()
-            tokens, passes = self._write(said)
+            tokens, passes, confidence = self._write(*said)
         except InferenceError:
             # What is not a number would stay in the cache and spoil the frames to come.
             self._engine.reset()
@@ -223,7 +226,17 @@ class Planner:
         checking = time.perf_counter()
         parsed = parse_response(text, self.family)
         verdict = _judge(parsed.state, parsed.plan, parsed.problem)
-        response = Response(parsed.state, parsed.plan, text, {}, verdict, len(tokens), passes)
+        response = Response(
+            state=parsed.state,
+            plan=parsed.plan,
+            text=text,
+            timings={},
+            verdict=verdict,
+            # Beyond that, it would tell how many tokens a pass held.
+            confidence=round(confidence, 4),
+            tokens=len(tokens),
+            passes=passes,
+        )
         if self._repair:
             response = _repaired(response)
         ended = time.perf_counter()
@@ -237,26 +250,29 @@ class Planner:
         )
         return response
 
-    def _write(self, said: list[int]) -> tuple[list[int], int]:
+    def _write(self, said: list[int], sure: list[float]) -> tuple[list[int], int, float]:
         """Decode greedily to `</answer>`, the end of the turn, or the most tokens.
 
         Args:
             said: what the model says after the prompt and after each token of `_begun`.
+            sure: the probability of each.
 
         Returns:
-            The response's tokens, and the number of passes that it took.
+            The response's tokens, the number of passes that it took, and the probability of the
+            response as a whole.
         """
         tokens: list[int] = []
         drafter, written = Drafter(self.family), ""
-        drafted, passes, trusted = self._begun, 1, _FIRST_TRUSTED
+        drafted, passes, trusted, confidence = self._begun, 1, _FIRST_TRUSTED, 1.0
         while True:
             for kept, token in enumerate(said):
+                confidence *= sure[kept]
                 if token == self._tokens.end:
-                    return tokens, passes
+                    return tokens, passes, confidence
                 tokens.append(token)
                 written += self._piece(token)
                 if len(tokens) == self._max_new_tokens or self._is_complete(tokens):
-                    return tokens, passes
+                    return tokens, passes, confidence
                 if kept < len(drafted) and drafted[kept] != token:
                     # What was said beyond it goes on from something else. A model that leaves the
                     # drafts, as on a detour, is likely to leave the next one as well.
@@ -267,7 +283,7 @@ class Planner:
             place = len(tokens) - 1
             room = self._max_new_tokens - len(tokens)
             drafted = self._draft(drafter, written)[: min(trusted, room)]
-            said = self._engine.read(
+            said, sure = self._engine.read(
                 [tokens[-1], *drafted],
                 self._positions(place, 1 + len(drafted)),
                 start=self._length + place,
@@ -327,6 +343,7 @@ def response_to_dict(response: Response) -> dict[str, Any]:
         "state": None if state is None else state_to_dict(state),
         "verdict": verdict,
         "repaired": response.repaired,
+        "confidence": response.confidence,
         "text": response.text,
         "tokens": response.tokens,
         "passes": response.passes,

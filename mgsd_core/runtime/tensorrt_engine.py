@@ -125,7 +125,7 @@ class TrtEngine:
 
     def read(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
-    ) -> list[int]:
+    ) -> tuple[list[int], list[float]]:
         """See `Engine.read`."""
         count = len(ids)
         if count > self._lengths.most or asked > self._lengths.asked:
@@ -143,8 +143,7 @@ class TrtEngine:
             self._keep(start, count)
         self._stream.wait()
         check_finite(step.results["total"])
-        tokens: list[int] = step.results["tokens"].tolist()
-        return tokens
+        return step.results["tokens"].tolist(), step.results["probabilities"].tolist()
 
     def reset(self) -> None:
         """See `Engine.reset`."""
@@ -274,7 +273,8 @@ class _Pass:
     """The decoder for one profile, and the memory of what changes from pass to pass.
 
     Attributes:
-        results: `tokens` int64 [N] and `total` float32 [N] of the last pass, by name.
+        results: of the last pass, by name: `tokens` int64 [N], `probabilities` and `total`
+            float32 [N].
     """
 
     def __init__(
@@ -367,7 +367,8 @@ class _Pass:
         return _laid_out(shapes)
 
     def _answers(self, asked: int) -> dict[str, tuple[int, tuple[int, ...], type]]:
-        return _laid_out({"tokens": ((asked,), np.int64), "total": ((asked,), np.float32)})
+        kinds = {"tokens": np.int64, "probabilities": np.float32, "total": np.float32}
+        return _laid_out({name: ((asked,), kind) for name, kind in kinds.items()})
 
 
 def _laid_out(

@@ -104,6 +104,7 @@ def test_the_graphs_keep_the_contract(restless_backbone):
     vocabulary = len(restless_backbone.tokenizer)
     assert shapes(decoder.graph.output) == {
         "tokens": [1, "N"],
+        "probabilities": [1, "N"],
         "total": [1, "N"],
         "logits": [1, "N", vocabulary],
         **{f"present_{name}": shape for name, shape in cache.items()},
@@ -123,9 +124,9 @@ def test_the_graphs_keep_the_contract(restless_backbone):
 PORTABLE = set(
     re.findall(
         r"\w+",
-        "Add ArgMax Cast Concat Cos DequantizeLinear Div Equal Gather Gelu Gemm Identity "
-        "LayerNormalization MatMul Mul ReduceMean ReduceSum Reshape Shape Sigmoid Sin Softmax "
-        "Split Sqrt Squeeze Sub Transpose Unsqueeze Where",
+        "Add ArgMax Cast Concat Cos DequantizeLinear Div Equal Exp Gather Gelu Gemm Identity "
+        "LayerNormalization MatMul Mul Reciprocal ReduceMax ReduceMean ReduceSum Reshape Shape "
+        "Sigmoid Sin Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where",
     )
 )
 
@@ -173,9 +174,13 @@ def test_every_precision_is_close_to_transformers(
     # Passes of several tokens say what passes of one do.
     ids = response[:9]
     positions = np.arange(9)[None]
-    at_once = engine.read(ids, positions, start=0, asked=9)
-    one_by_one = [engine.read([t], positions[:, i, None], start=i)[0] for i, t in enumerate(ids)]
-    assert at_once == one_by_one
+    logits = engine.read_logits(ids, positions, start=0, asked=9).astype(np.float64)
+    logits[:, backbone.suppressed_tokens()] = -np.inf
+    at_once, sure = engine.read(ids, positions, start=0, asked=9)
+    passes = [engine.read([t], positions[:, i, None], start=i) for i, t in enumerate(ids)]
+    assert at_once == [token for (token,), _ in passes]
+    np.testing.assert_allclose(sure, [s for _, (s,) in passes], rtol=0.02)
+    np.testing.assert_allclose(sure, 1 / np.exp(logits - logits.max(-1)[:, None]).sum(-1), 1e-4)
 
 
 def test_int4_weights_are_the_nearest_of_their_block(restless_backbone):

@@ -65,6 +65,26 @@ def test_texts_are_transformers_greedy_texts(
     assert len(set(texts)) > 15  # they are about the pictures
 
 
+def test_confidence_is_transformers_probability_of_the_text(
+    bundle_dir, trained_backbone, lake_episodes
+):
+    from mgsd_core.export.reference import greedy_ids, response_logits
+
+    planner = Planner.load(bundle_dir, threads=1)
+    for episode in lake_episodes[:5]:
+        response = planner.plan(episode.image)
+        ids = greedy_ids(trained_backbone, "frozenlake", episode.image, 200)
+        logits = response_logits(trained_backbone, "frozenlake", episode.image, ids)
+        logits = logits.astype(np.float64)
+        logits[:, trained_backbone.suppressed_tokens()] = -np.inf
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        expected = shares[np.arange(len(ids)), ids].prod()
+        assert 0 < expected < 1
+        assert response.confidence == pytest.approx(expected, abs=1e-4)
+        assert planner.plan(episode.image).confidence == response.confidence
+
+
 def test_a_trained_student_plans(bundle_dir, trained_backbone, lake_episodes):
     from mgsd_core.export.reference import greedy_text
 
