@@ -28,6 +28,7 @@ setup(
         (SHARE, ["package.xml", "pyproject.toml", "README.md"]),
         (f"{SHARE}/launch", files("launch", "*.launch.py")),
         (f"{SHARE}/config", files("config", "*.*")),
+        (f"{SHARE}/deploy", files("deploy", "*")),
         (f"{SHARE}/models/nano", files("models/nano", "*.*")),
         (f"{SHARE}/models/nano/goldens", files("models/nano/goldens", "*.*")),
     ],

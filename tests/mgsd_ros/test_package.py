@@ -8,14 +8,23 @@ import importlib.util
 import os
 import re
 import runpy
+import shlex
 import shutil
+import signal
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 import yaml
-from ros_processes import ROOT
+from installation import (
+    FAMILY,
+    check_plans,
+    colcon_build,
+    program,
+    users_environment,
+)
+from ros_processes import ROOT, STARTED, Client, Node, StartNode
 
 from mgsd_ros.grid_frame import GridFrame
 from mgsd_ros.parameters import ParameterError, PlannerParameters
@@ -99,16 +108,85 @@ def test_the_launch_file_has_the_arguments_that_nav2_users_expect() -> None:
     importlib.util.find_spec("launch_ros") is None,
     reason="launch and launch_ros are not installed; a ROS 2 installation has them",
 )
-def test_the_launch_file_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    share = tmp_path / "share"
-    marker = share / "ament_index" / "resource_index" / "packages" / "mgsd_ros"
-    marker.parent.mkdir(parents=True)
-    marker.touch()
-    shutil.copytree(ROOT / "config", share / "mgsd_ros" / "config")
-    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
-    description = runpy.run_path(str(LAUNCH))["generate_launch_description"]()
+@pytest.mark.parametrize("name", ["planner", "replay"])
+def test_the_launch_file_loads(name: str) -> None:
+    path = ROOT / "launch" / f"{name}.launch.py"
+    description = runpy.run_path(str(path))["generate_launch_description"]()
     names = {argument.name for argument in description.get_launch_arguments()}
-    assert names >= {"namespace", "params_file", "use_sim_time", "log_level", "bundle", "family"}
+    assert names >= {"params_file", "use_sim_time", "log_level", "bundle", "family", "image"}
+
+
+def allowed(kind: str, right: str) -> set[str]:
+    """Return the full names of the topics or services for which the policy gives a right."""
+    policy = ET.parse(ROOT / "config" / "sros2_policy.xml").getroot()
+    assert policy.get("version") == "0.2.0"
+    [enclave] = policy.findall("enclaves/enclave")
+    [profile] = enclave.findall("profiles/profile")
+    assert (profile.get("ns"), profile.get("node")) == ("/", "planner")
+    assert enclave.get("path") == "/planner"
+    names = [
+        element.text or ""
+        for group in profile.iter(f"{kind}s")
+        if group.get(right) == "ALLOW"
+        for element in group.iter(kind)
+    ]
+    assert len(set(names)) == len(names) > 0
+    return {f"/{name.replace('~', '/planner').removeprefix('/')}" for name in names}
+
+
+def graph(client: Client, of: str) -> set[str]:
+    """Return the names of the node's publishers, subscribers, services or clients."""
+    if "planner" not in client.node.get_node_names():
+        return set()
+    found = getattr(client.node, f"get_{of}_names_and_types_by_node")("planner", "/")
+    return {name for name, _ in found}
+
+
+def test_the_security_policy_allows_what_the_node_has_and_nothing_else(
+    start_node: StartNode, client: Client
+) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra ros)")
+    corners = "area.corners:=[9.0,9.0,90.0,9.0,90.0,90.0,9.0,90.0]"
+    area = ("-p", "area.cells:=3", "-p", corners, "-p", "camera.use_info:=true")
+    node = start_node(*area, "-p", "use_sim_time:=true")
+    client.spin_until(lambda: "/image_raw" in graph(client, "subscriber"))
+    client.spin_for(0.5)
+    subscribed = graph(client, "subscriber")
+    assert graph(client, "publisher") == allowed("topic", "publish")
+    assert graph(client, "service") == allowed("service", "reply")
+    assert not graph(client, "client")
+    assert node.end() == 0
+    client.spin_until(lambda: "planner" not in client.node.get_node_names())
+    start_node("-p", "image_transport:=compressed")
+    client.spin_until(lambda: "/image_raw/compressed" in graph(client, "subscriber"))
+    assert subscribed | graph(client, "subscriber") == allowed("topic", "subscribe")
+
+
+def test_rviz_shows_what_the_node_publishes() -> None:
+    config = yaml.safe_load((ROOT / "config" / "planner.rviz").read_text())["Visualization Manager"]
+    displays = {display["Class"].partition("/")[2]: display for display in config["Displays"]}
+    assert set(displays) == {"Grid", "Path", "MarkerArray", "Image"}
+    topics = {kind: d["Topic"] for kind, d in displays.items() if "Topic" in d}
+    assert {topic["Value"] for topic in topics.values()} <= allowed("topic", "publish")
+    # A latched plan is there for whoever comes late; an overlay is not latched, and one who asked
+    # for that would be sent none.
+    durability = {kind: topic["Durability Policy"] for kind, topic in topics.items()}
+    latched, volatile = "Transient Local", "Volatile"
+    assert durability == {"Path": latched, "MarkerArray": latched, "Image": volatile}
+    assert config["Global Options"]["Fixed Frame"] == PlannerParameters().grid_frame_id
+
+
+def unit_values(name: str) -> list[str]:
+    """Return what the systemd unit says for a name."""
+    lines = (ROOT / "deploy" / "planner.service").read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_takes_the_unit() -> None:
+    command = ["systemd-analyze", "verify", str(ROOT / "deploy" / "planner.service")]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0 and "planner.service" not in checked.stdout + checked.stderr
 
 
 def test_the_reference_of_the_parameters_is_up_to_date() -> None:
@@ -126,13 +204,16 @@ def test_the_package_description_agrees_with_the_project() -> None:
     assert package.findtext("export/build_type") == "ament_python"
     declared = {depend.text for depend in package.iter("exec_depend")}
     imported = set()
-    for source in [LAUNCH, *(ROOT / "mgsd_ros").glob("*.py")]:
+    launched = sorted((ROOT / "launch").glob("*.launch.py"))
+    for source in [*launched, *(ROOT / "mgsd_ros").glob("*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
             elif isinstance(node, ast.Import):
                 imported |= {name.name.partition(".")[0] for name in node.names}
     needed = {name for name in imported if ROS_PACKAGES.match(name)} | {"builtin_interfaces"}
+    # What the launch files start, and what starts them.
+    needed |= {"ros2launch", "ros2bag", "rviz2"}
     assert needed <= declared
 
 
@@ -145,20 +226,45 @@ def test_setup_lists_every_package() -> None:
 
 
 @pytest.mark.skipif(
-    not shutil.which("colcon"), reason="colcon is not installed (colcon-core, colcon-ros)"
+    program("colcon") is None, reason="colcon is not installed (colcon-core, colcon-ros)"
 )
-def test_colcon_builds_a_package_that_ros2_run_finds(tmp_path: Path) -> None:
-    source = tmp_path / "src" / "mgsd_ros"
-    ignore = shutil.ignore_patterns(".*", "runs", "build", "install", "log", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignore)
-    # The package must build with the Python that colcon runs with, not with ours.
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
-    subprocess.run(["colcon", "build"], cwd=tmp_path, env=env, check=True, timeout=120)
-    installed = tmp_path / "install" / "mgsd_ros"
-    assert os.access(installed / "lib" / "mgsd_ros" / "planner_node", os.X_OK)
-    assert (installed / "share/ament_index/resource_index/packages/mgsd_ros").is_file()
-    for name in ("package.xml", "launch/planner.launch.py", "config/planner.yaml"):
-        assert (installed / "share" / "mgsd_ros" / name).is_file()
-    shipped = sorted(file.relative_to(ROOT) for file in (ROOT / "models/nano").rglob("*.*"))
-    for name in shipped:
-        assert (installed / "share" / "mgsd_ros" / name).is_file(), name
+@pytest.mark.parametrize("options", [(), ("--symlink-install",)])
+def test_colcon_builds_a_package_whose_program_plans(
+    options: tuple[str, ...], ros_env: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    install = colcon_build(tmp_path, *options)
+    prefix = install / "mgsd_ros"
+    assert (prefix / "share/ament_index/resource_index/packages/mgsd_ros").is_file()
+    shared = ["package.xml", "launch/planner.launch.py", "launch/replay.launch.py"]
+    shared += ["config/planner.yaml", "config/planner.rviz", "config/sros2_policy.xml"]
+    shared += ["deploy/planner.service", "deploy/Dockerfile"]
+    shared += [str(file.relative_to(ROOT)) for file in (ROOT / "models/nano").rglob("*.*")]
+    for name in shared:
+        assert (prefix / "share" / "mgsd_ros" / name).is_file(), name
+    executable = prefix / "lib" / "mgsd_ros" / "planner_node"
+    assert os.access(executable, os.X_OK)
+
+    # As the service starts it.
+    [start] = unit_values("ExecStart")
+    env = users_environment(ros_env) | {
+        "PLANNER_SETUP": str(install / "local_setup.sh"),
+        "PLANNER_NODE": str(executable),
+        "PLANNER_ARGUMENTS": f"-p family:={FAMILY} -r image_raw:=/lens/image_raw",
+    }
+    output = tmp_path / "node.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            shlex.split(start.replace("$$", "$")),
+            env=env,
+            cwd=tmp_path,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    node = Node(process, output)
+    try:
+        node.wait_for_log(STARTED)
+        check_plans(client, client.camera("/lens/image_raw"))
+    finally:
+        status = node.end(signal.SIGINT)
+    assert status == 0
+    assert f"loaded {tmp_path}" in node.log() and "planned on 3 of 3 frames" in node.log()
