@@ -1,79 +1,120 @@
-"""Plans on every frame of a bag and judges the plans; the same bag and bundle give the same files.
+"""Plans on the frames of a bag as the node would and judges the plans.
 
-Unlike a node on a replayed bag, no frame is ever dropped and no clock is read: only the timings,
-which have a file of their own, differ from run to run.
+Every frame is planned on and no clock is read (`EVERY_FRAME`), or those that a node would get to
+while its planner is busy (`LATENCY_AWARE`). The same bag, bundle, parameters and program give the
+same files to the byte, apart from timings.json; where planning takes as long as it takes, it
+decides which frames are planned on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rosbags.typesys import Stores
 
-from mgsd_core.evaluate import Record, record_dict, score, summarise
-from mgsd_core.prompts import ParsedResponse
-from mgsd_core.runtime import ImageError, Planner, Response
-from mgsd_ros.answers import answer_to_dict, failure_to_dict, to_json
-from mgsd_ros.bags import BagError, BagFrame, count_frames, open_bag, read_frames
-from mgsd_ros.conversions import ConversionError, rgb_from_image
-from sim import state_to_dict
+from mgsd_core.evaluate import summarise
+from mgsd_ros.answers import to_json
+from mgsd_ros.bag_digests import bag_digest, code_digest, package_version
+from mgsd_ros.bag_parameters import parameters_to_dict
+from mgsd_ros.bag_plans import PlansTo, new_plans_bag
+from mgsd_ros.bag_run import BagRun, OnFrame
+from mgsd_ros.bag_schedule import take_every, take_newest
+from mgsd_ros.bags import TYPESTORE, BagError, count_frames, image_type, info_topic_of, open_bag
+from mgsd_ros.frame_answer import FrameAnswerer
 from sim.files import write_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+EVERY_FRAME, LATENCY_AWARE = "every-frame", "latency-aware"
 
 
 def evaluate_bag(
-    planner: Planner,
+    answerer: FrameAnswerer,
     bag: Path,
     topic: str,
     out: Path,
+    *,
+    info_topic: str | None = None,
+    typestore: Stores = TYPESTORE,
+    mode: str = EVERY_FRAME,
+    latency: float | None = None,
+    plans: PlansTo | None = None,
+    on_frame: OnFrame | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Plan on all frames of a bag's topic and write what came of it into the directory `out`.
+    """Plan on a bag's images and write what came of it into the directory `out`.
 
-    frames.jsonl holds a line for every frame: the answer (`mgsd_ros.answers`, without timings),
-    `index`, `true_state`, and `record`, the plan judged by the true state; both null in a bag that
-    does not say what is true. results.json holds the summary, timings.json the seconds.
+    frames.jsonl holds a line for every frame that the planner took: the answer
+    (`mgsd_ros.answers`, without timings), `index` in the bag, `true_state`, and `record`, the plan
+    judged by the true state; both null where the bag does not say what is true. summary.json holds
+    what is returned but for `stages`; timings.json the seconds.
+
+    In `LATENCY_AWARE` mode the clock is that of the times of receipt. `max_rate`,
+    `change_threshold` and `max_frame_age` act as in the node; `EVERY_FRAME` passes over them.
 
     Args:
-        planner: what plans.
-        bag: sqlite3 or mcap.
-        topic: of sensor_msgs/Image.
-        out: made when missing; its files of an earlier run are replaced once all frames are done.
+        answerer: what plans.
+        bag: sqlite3 or mcap. Of one that is damaged or cut off what comes before is evaluated.
+        topic: of sensor_msgs/Image or sensor_msgs/CompressedImage.
+        out: made when missing; its files of an earlier run are replaced at the end.
+        info_topic: of sensor_msgs/CameraInfo, read where the parameters ask for it; None: the topic
+            `camera_info` beside that of the images. A frame is seen by the newest before it.
+        typestore: definitions of types that the bag itself does not define.
+        mode: `EVERY_FRAME` or `LATENCY_AWARE`.
+        latency: how long a plan takes [s] in `LATENCY_AWARE` mode; None: as long as it takes.
+        plans: a bag that is written as well.
+        on_frame: called for every plan with the frame's index, the picture uint8 [H, W, 3] that was
+            planned on, and the line of frames.jsonl.
         progress: called with the number of frames done and that of all frames.
 
     Returns:
-        What results.json holds, and `stages`, the times. results.json: `frames`, `unusable`
-        (images that cannot be planned on; with a known truth they count as failed),
-        `by_recovered_state` (shares of all frames that the model's own state calls legal and
-        successful), and what `mgsd_core.evaluate.summarise` says of the `count` frames whose
-        truth is known.
+        `complete`, and `problem`: why the bag could not be read to its end, else None;
+        `received`: frames read; `dropped`: the indices of those that the planner did not take,
+        `replaced` by a newer one, `stale` or `unchanged`; `frames`: those that it took, of them
+        `unusable` (images that cannot be planned on) and `failed` (the engine did); with a known
+        truth both count as failed plans; `by_recovered_state`: shares of `frames` that the model's
+        own state calls legal and successful; `stability`: of `pairs` of planned frames, one after
+        the other and with the same true state where that is known, the shares with the same
+        recovered `state` and the same `plan`; `ages` [s] of frames when planning began and when the
+        plan came, None in `EVERY_FRAME` mode; `digests`, `version` and `parameters` that it all
+        depends on; what `mgsd_core.evaluate.summarise` says of the `count` frames whose truth is
+        known; and `stages`, the times {stage: {"median", "p95", "max"}} [s].
 
     Raises:
-        BagError: the bag cannot be read, has no images on the topic, or shows another family.
+        BagError: not one frame can be read: no bag, no images on the topic, no camera_info where
+            it is needed, another family's truth. Nothing is written then.
         OSError: a file cannot be written.
     """
-    lines: list[dict[str, Any]] = []
-    timings: list[dict[str, float]] = []
-    records: list[Record] = []
-    with open_bag(bag) as reader:
-        total = count_frames(reader, bag, topic)
-        for index, frame in enumerate(read_frames(reader, bag, topic)):
-            if frame.truth is not None and frame.truth.state.family != planner.family:
-                raise BagError(
-                    f"{bag}: frame {index} shows a {frame.truth.state.family} state, "
-                    f"but plans for {planner.family} were asked for"
-                )
-            answer, response = _plan(planner, frame)
-            timings.append(answer.pop("timings"))
-            record = _judge(frame, response, answer["error"])
-            if record is not None:
-                records.append(record)
-            lines.append(answer | {"index": index} | _truth(frame, record))
-            progress(index + 1, total)
+    is_timed = mode == LATENCY_AWARE
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_bag(bag, typestore))
+        image_type(reader, topic)
+        total = count_frames(reader, topic)
+        plans_bag = None
+        if plans is not None:
+            plans_bag = stack.enter_context(
+                new_plans_bag(plans, reader, topic, answerer.settings.grid())
+            )
+        info_topic = info_topic or info_topic_of(topic)
+        run = BagRun(answerer, reader, info_topic, is_timed, latency, plans_bag, on_frame)
+        frames = run.frames(topic, lambda done: progress(done, total))
+        # Otherwise the number of passes for the first frame depends on what was planned before.
+        answerer.warm_up()
+        if is_timed:
+            rate = answerer.settings.max_rate
+            replaced = take_newest(frames, run.work, round(1e9 / rate) if rate else 0)
+        else:
+            replaced = take_every(frames, run.work)
+        if run.problem is not None and not run.lines:
+            raise BagError(run.problem)
+    planner = answerer.planner
+    stages = stage_times(run.timings)
     summary = {
         "schema_version": SCHEMA_VERSION,
         "bag": bag.name,
@@ -81,16 +122,32 @@ def evaluate_bag(
         "family": planner.family,
         "bundle": planner.bundle_digest,
         "backend": planner.backend,
-        "frames": len(lines),
-        "unusable": sum(line["verdict"] is None for line in lines),
-        "by_recovered_state": {name: _share(lines, name) for name in ("legal", "success")},
-        **summarise(records),
+        "complete": run.problem is None,
+        "problem": run.problem,
+        "mode": mode,
+        "latency": latency,
+        "received": run.received,
+        "dropped": {"replaced": replaced, "stale": run.stale, "unchanged": run.unchanged},
+        "frames": len(run.lines),
+        "unusable": run.unusable,
+        "failed": run.failed,
+        "by_recovered_state": {name: _share(run.lines, name) for name in ("legal", "success")},
+        "stability": stability(run.lines),
+        "ages": _ages(run.ages) if is_timed and run.ages else None,
+        "digests": {
+            "bag": bag_digest(bag),
+            "bundle": planner.bundle_digest,
+            "code": code_digest(),
+        },
+        "version": package_version(),
+        "parameters": parameters_to_dict(answerer.settings),
+        **summarise(run.records),
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_file(out / "frames.jsonl", "".join(to_json(line) + "\n" for line in lines))
-    write_file(out / "timings.json", _indented({"stages": stage_times(timings), "frames": timings}))
-    write_file(out / "results.json", _indented(summary))
-    return summary | {"stages": stage_times(timings)}
+    write_file(out / "frames.jsonl", "".join(to_json(line) + "\n" for line in run.lines))
+    write_file(out / "timings.json", _indented({"stages": stages, "frames": run.timings}))
+    write_file(out / "summary.json", _indented(summary))
+    return summary | {"stages": stages}
 
 
 def stage_times(timings: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -99,45 +156,46 @@ def stage_times(timings: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     for frame in timings:
         for stage, seconds in frame.items():
             stages.setdefault(stage, []).append(seconds)
+    return {stage: _spread(seconds) for stage, seconds in stages.items()}
+
+
+def stability(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how often the answer stays while the scene does.
+
+    Args:
+        lines: of frames.jsonl.
+
+    Returns:
+        `pairs`: frames with a response, each with the next such, that show the same true state, or
+        of which nobody knows it; `state`, `plan`: shares of these in which the same was recovered
+        and planned; None where there are no pairs.
+    """
+    planned = [line for line in lines if line["verdict"] is not None]
+    pairs = [(a, b) for a, b in pairwise(planned) if a["true_state"] == b["true_state"]]
+
+    def share(name: str) -> float | None:
+        same = sum(a[name] is not None and a[name] == b[name] for a, b in pairs)
+        return same / len(pairs) if pairs else None
+
+    return {"pairs": len(pairs), "state": share("state"), "plan": share("actions")}
+
+
+def _ages(ages: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    began, came = zip(*ages, strict=True)
+    return {"began": _spread(began), "came": _spread(came)}
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
     return {
-        stage: {
-            "median": float(np.median(seconds)),
-            "p95": float(np.percentile(seconds, 95)),
-            "max": max(seconds),
-        }
-        for stage, seconds in stages.items()
+        "median": float(np.median(seconds)),
+        "p95": float(np.percentile(seconds, 95)),
+        "max": max(seconds),
     }
 
 
-def _plan(planner: Planner, frame: BagFrame) -> tuple[dict[str, Any], Response | None]:
-    try:
-        response = planner.plan(rgb_from_image(frame.image))
-    except (ConversionError, ImageError) as error:
-        return failure_to_dict(f"image not usable: {error}", frame.header, planner), None
-    return answer_to_dict(response, frame.header, planner), response
-
-
-def _judge(frame: BagFrame, response: Response | None, error: str | None) -> Record | None:
-    if frame.truth is None:
-        return None
-    state, plan, text = (
-        (None, None, "") if response is None else (response.state, response.plan, response.text)
-    )
-    parsed = ParsedResponse(state, plan, error)
-    return score(frame.truth.state, len(frame.truth.plan), parsed, text)
-
-
-def _truth(frame: BagFrame, record: Record | None) -> dict[str, Any]:
-    if frame.truth is None or record is None:
-        return {"true_state": None, "record": None}
-    judged = record_dict(record)
-    del judged["text"]  # the answer has it
-    return {"true_state": state_to_dict(frame.truth.state), "record": judged}
-
-
-def _share(lines: list[dict[str, Any]], measure: str) -> float:
+def _share(lines: list[dict[str, Any]], measure: str) -> float | None:
     good = sum(line["verdict"] is not None and line["verdict"][measure] for line in lines)
-    return good / len(lines)
+    return good / len(lines) if lines else None
 
 
 def _indented(data: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""ROS 2 bags, written and read without ROS: camera frames and the true state that each one shows.
+"""The bags of a camera above a work area: its images and calibration, and what they really show.
 
-A bag is a directory. Bags come from anywhere: whatever is wrong with one ends as a `BagError`.
+Read and written without ROS. Bags come from anywhere: whatever is wrong with one ends as a
+`BagError`.
 """
 
 from __future__ import annotations
@@ -11,43 +12,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 
-from mgsd_ros.answers import FrameHeader, to_json
-from sim import Plan, State, format_plan, parse_plan, state_from_dict, state_to_dict
+from mgsd_ros.answers import FrameHeader
+from mgsd_ros.bag_reader import TYPESTORE, BagError, BagReader, find_typestore, open_bag
+from mgsd_ros.work_area import CameraCalibration, WorkAreaError
+from sim import Plan, State, parse_plan, state_from_dict
 
-if TYPE_CHECKING:
-    from sim.camera import Camera
-    from sim.dataset import Episode
+__all__ = [
+    "COMPRESSED",
+    "COMPRESSED_TYPE",
+    "IMAGE_TOPIC",
+    "IMAGE_TYPE",
+    "INFO_TOPIC",
+    "INFO_TYPE",
+    "STORAGES",
+    "TEXT_TYPE",
+    "TRUTH_TOPIC",
+    "TYPESTORE",
+    "BagError",
+    "BagFrame",
+    "BagReader",
+    "Truth",
+    "count_frames",
+    "find_typestore",
+    "image_type",
+    "info_topic_of",
+    "new_bag",
+    "open_bag",
+    "read_calibrations",
+    "read_frames",
+]
 
 IMAGE_TOPIC = "/camera/image_raw"
 INFO_TOPIC = "/camera/camera_info"
 TRUTH_TOPIC = "/ground_truth/state"
 
-#: Frame of the recorded images, with the optical axes of REP-103 (x right, y down, z forward).
-CAMERA_FRAME = "camera"
+#: What image_transport adds to the topic of images for that of the compressed ones.
+COMPRESSED = "/compressed"
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+TEXT_TYPE = "std_msgs/msg/String"
 
 STORAGES: dict[str, StoragePlugin] = {
     "sqlite3": StoragePlugin.SQLITE3,
     "mcap": StoragePlugin.MCAP,
 }
-
-#: Message definitions for bags without any of their own, and those of the bags we write.
-TYPESTORE = Stores.ROS2_JAZZY
-
-#: Time of the first recorded frame [s]: not 0, which in a stamp means that none was given.
-_FIRST_STAMP = 1
-
-_IMAGE, _INFO, _TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo", "std_msgs/msg/String"
-
-
-class BagError(ValueError):
-    """A bag that cannot be written or read; the message names it and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +78,17 @@ class BagFrame:
 
     Attributes:
         header: of the image.
-        image: the message (sensor_msgs/Image), not yet judged.
+        image: the message (sensor_msgs/Image or sensor_msgs/CompressedImage), not yet judged.
         truth: what it shows, where the bag says so.
+        received: when it was recorded [ns].
+        data: the message in bytes, as the bag has it.
     """
 
     header: FrameHeader
     image: Any
     truth: Truth | None
-
-
-# --- Writing ---
+    received: int
+    data: bytes
 
 
 @contextmanager
@@ -104,182 +119,103 @@ def new_bag(path: Path, storage: str, overwrite: bool) -> Iterator[Writer]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_episodes(
-    path: Path, episodes: Iterator[Episode], rate: float, storage: str, overwrite: bool
-) -> Iterator[Episode]:
-    """Write episodes as the frames of a camera; yield each once it is written.
-
-    Args:
-        path: of the bag.
-        episodes: one frame each.
-        rate: frames a second; stamps grow by its inverse.
-        storage: a key of `STORAGES`.
-        overwrite: replace a bag that is there already.
-
-    Raises:
-        BagError: see `new_bag`.
-    """
-    store = get_typestore(TYPESTORE)
-    types = store.types
-    with new_bag(path, storage, overwrite) as writer:
-        topics = {
-            topic: writer.add_connection(topic, kind, typestore=store)
-            for topic, kind in ((INFO_TOPIC, _INFO), (IMAGE_TOPIC, _IMAGE), (TRUTH_TOPIC, _TEXT))
-        }
-        for number, episode in enumerate(episodes):
-            stamp = _FIRST_STAMP * 10**9 + round(number * 1e9 / rate)
-            header = FrameHeader(stamp // 10**9, stamp % 10**9, CAMERA_FRAME)
-            messages = {
-                INFO_TOPIC: _info_message(types, header, episode.camera),
-                IMAGE_TOPIC: _image_message(types, header, episode.image),
-                TRUTH_TOPIC: types[_TEXT](to_json(_truth_dict(header, episode))),
-            }
-            for topic, message in messages.items():
-                kind = topics[topic]
-                writer.write(kind, stamp, store.serialize_cdr(message, kind.msgtype))
-            yield episode
-
-
-def _header_message(types: Any, header: FrameHeader) -> Any:
-    stamp = types["builtin_interfaces/msg/Time"](header.sec, header.nanosec)
-    return types["std_msgs/msg/Header"](stamp, header.frame_id)
-
-
-def _image_message(types: Any, header: FrameHeader, rgb: np.ndarray) -> Any:
-    height, width, _ = rgb.shape
-    return types[_IMAGE](
-        header=_header_message(types, header),
-        height=height,
-        width=width,
-        encoding="rgb8",
-        is_bigendian=0,
-        step=3 * width,
-        data=np.ascontiguousarray(rgb).reshape(-1),
-    )
-
-
-def _info_message(types: Any, header: FrameHeader, camera: Camera) -> Any:
-    projection = np.array(
-        [[camera.fx, 0, camera.cx, 0], [0, camera.fy, camera.cy, 0], [0, 0, 1, 0]], np.float64
-    )
-    rectification = np.eye(3)
-    if camera.projection != "pinhole":
-        # No CameraInfo can say what such a camera sees; zeros stand for an uncalibrated one.
-        projection, rectification = np.zeros((3, 4)), np.zeros((3, 3))
-    return types[_INFO](
-        header=_header_message(types, header),
-        height=camera.height,
-        width=camera.width,
-        distortion_model="plumb_bob",
-        d=np.zeros(5),
-        k=projection[:, :3].reshape(-1).copy(),
-        r=rectification.reshape(-1),
-        p=projection.reshape(-1),
-        binning_x=0,
-        binning_y=0,
-        roi=types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
-    )
-
-
-def _truth_dict(header: FrameHeader, episode: Episode) -> dict[str, Any]:
-    return {
-        **header.to_dict(),
-        "state": state_to_dict(episode.state),
-        "plan": format_plan(episode.plan),
-        "camera": episode.camera.to_dict(),
-        "seed": episode.seed,
-    }
-
-
-# --- Reading ---
-
-
-@contextmanager
-def open_bag(path: Path) -> Iterator[AnyReader]:
-    """Open a bag, sqlite3 or mcap.
-
-    Raises:
-        BagError: there is none at `path`, or it cannot be read.
-    """
-    if not path.exists():
-        raise BagError(f"{path}: no such bag")
-    with _only_bag_errors(path):
-        reader = AnyReader([path], default_typestore=get_typestore(TYPESTORE))
-        reader.open()
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def count_frames(reader: AnyReader, path: Path, topic: str) -> int:
-    """Return how many images a bag says to hold on a topic.
+def image_type(reader: BagReader, topic: str) -> str:
+    """Return what a topic's images are: `IMAGE_TYPE` or `COMPRESSED_TYPE`.
 
     Raises:
         BagError: there are none; the message lists the topics that the bag has.
     """
-    here = [connection for connection in reader.connections if connection.topic == topic]
-    kinds = sorted({connection.msgtype for connection in here})
-    if kinds and kinds != [_IMAGE]:
-        raise BagError(f"{path}: {topic} holds {', '.join(kinds)}, not {_IMAGE}")
-    count = sum(connection.msgcount for connection in here)
-    if count == 0:
-        topics = sorted(f"{c.topic} ({c.msgtype}, {c.msgcount})" for c in reader.connections)
+    kinds = sorted({connection.msgtype for connection in reader.on(topic)})
+    has = f"it has: {reader.topics()}"
+    if kinds and kinds not in ([IMAGE_TYPE], [COMPRESSED_TYPE]):
         raise BagError(
-            f"{path} has no images on {topic}; it has: {', '.join(topics) or 'no topics at all'}"
+            f"{reader.path}: {topic} holds {', '.join(kinds)}, not {IMAGE_TYPE} or "
+            f"{COMPRESSED_TYPE}; {has}"
         )
-    return count
+    if count_frames(reader, topic) == 0:
+        raise BagError(f"{reader.path} has no images on {topic}; {has}")
+    return kinds[0]
 
 
-def read_frames(reader: AnyReader, path: Path, topic: str) -> Iterator[BagFrame]:
+def count_frames(reader: BagReader, topic: str) -> int:
+    """Return how many messages a bag says to hold on a topic."""
+    return sum(connection.msgcount for connection in reader.on(topic))
+
+
+def info_topic_of(topic: str) -> str:
+    """Return the topic of the sensor_msgs/CameraInfo beside one of images."""
+    return f"{topic.removesuffix(COMPRESSED).rpartition('/')[0]}/camera_info"
+
+
+def read_frames(reader: BagReader, topic: str) -> Iterator[BagFrame]:
     """Yield the frames of a topic in the order of their time in the bag.
 
+    Of a bag that is cut off or damaged come the frames before that, then the error.
+
     Raises:
-        BagError: the bag has no images on that topic, is cut off or damaged, or what it says to be
-            the truth is none.
+        BagError: the bag has no images on that topic, those of several cameras, or less than it
+            should; or what it says to be the truth is none.
     """
-    count = count_frames(reader, path, topic)
-    truths = dict(_read_truths(reader, path))
-    read = 0
-    for image in _messages(reader, path, topic):
-        header = FrameHeader.of(image)
+    kind = image_type(reader, topic)
+    count = count_frames(reader, topic)
+    truths = dict(_read_truths(reader))
+    frame_id, read = None, 0
+    for received, image, data in reader.messages(topic):
+        try:
+            header = FrameHeader.of(image)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BagError(
+                f"{reader.path}: image {read} on {topic} is no {kind}: {error}"
+            ) from error
+        if frame_id is None:
+            frame_id = header.frame_id
+        elif header.frame_id != frame_id:
+            raise BagError(
+                f"{reader.path}: the images on {topic} are of several cameras: image {read} has "
+                f"frame_id {header.frame_id!r}, those before {frame_id!r}"
+            )
         read += 1
-        yield BagFrame(header, image, truths.get(header.nanoseconds))
+        yield BagFrame(header, image, truths.get(header.nanoseconds), received, data)
+    if reader.damage:
+        raise BagError(
+            f"{reader.path} is cut off or damaged ({reader.damage}); {read} images on {topic} "
+            "could be read"
+        )
     if read != count:
-        raise BagError(f"{path} is cut off: {read} of {count} images on {topic} are there")
+        raise BagError(f"{reader.path} is cut off: {read} of {count} images on {topic} are there")
 
 
-def _read_truths(reader: AnyReader, path: Path) -> Iterator[tuple[int, Truth]]:
-    for number, message in enumerate(_messages(reader, path, TRUTH_TOPIC)):
+def read_calibrations(reader: BagReader, topic: str) -> list[tuple[int, CameraCalibration | None]]:
+    """Return what a topic of sensor_msgs/CameraInfo says, in the order of time.
+
+    Returns:
+        When each message was received [ns], and what it says; None where it cannot be used.
+
+    Raises:
+        BagError: there is no such topic; the message lists those that the bag has.
+    """
+    if {connection.msgtype for connection in reader.on(topic)} != {INFO_TYPE}:
+        raise BagError(f"{reader.path} has no {INFO_TYPE} on {topic}; it has: {reader.topics()}")
+    return [(received, _calibration(info)) for received, info, _ in reader.messages(topic)]
+
+
+def _calibration(info: Any) -> CameraCalibration | None:
+    try:
+        return CameraCalibration.from_message(info)
+    except WorkAreaError:
+        return None
+
+
+def _read_truths(reader: BagReader) -> Iterator[tuple[int, Truth]]:
+    for number, (_, message, _) in enumerate(reader.messages(TRUTH_TOPIC)):
         try:
             data = json.loads(message.data)
             state = state_from_dict(data["state"])
             plan = parse_plan(data["plan"], state.family)
             stamp = data["stamp"]["sec"] * 10**9 + data["stamp"]["nanosec"]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise BagError(
-                f"{path}: message {number} of {TRUTH_TOPIC} holds no true state "
+                f"{reader.path}: message {number} of {TRUTH_TOPIC} holds no true state "
                 f"({type(error).__name__}: {error})"
             ) from error
         yield stamp, Truth(state, plan)
-
-
-def _messages(reader: AnyReader, path: Path, topic: str) -> Iterator[Any]:
-    connections = [connection for connection in reader.connections if connection.topic == topic]
-    if not connections:
-        return
-    with _only_bag_errors(path):
-        for connection, _, data in reader.messages(connections):
-            yield reader.deserialize(data, connection.msgtype)
-
-
-@contextmanager
-def _only_bag_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BagError:
-        raise
-    except Exception as error:
-        # A file that is cut off or made up raises nearly anything in the parsers beneath.
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise BagError(f"{path} cannot be read as a ROS 2 bag: {text}") from error

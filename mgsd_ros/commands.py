@@ -1,4 +1,4 @@
-"""The commands `mgsd record-bag`, `evaluate-bag` and `play-bag`; `demo` registers itself."""
+"""The commands `mgsd record-bag` and `play-bag`; others are in modules of their own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ _IMAGE_TOPIC = "/camera/image_raw"
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add this package's commands to the program `mgsd`."""
+    from mgsd_ros.commands_evaluate import register_evaluate
+    from mgsd_ros.commands_loop import register_loop
     from mgsd_ros.demo import register_demo
 
     _register_record(subparsers)
-    _register_evaluate(subparsers)
+    register_evaluate(subparsers)
     _register_play(subparsers)
+    register_loop(subparsers)
     register_demo(subparsers)
 
 
@@ -44,9 +47,9 @@ def _register_record(subparsers: argparse._SubParsersAction) -> None:
         "record-bag",
         "write rendered frames and their true states to a ROS 2 bag",
         "Write a ROS 2 bag of frames that the simulator drew, as a camera would have seen them: "
-        f"{_IMAGE_TOPIC}, /camera/camera_info and the truth of every frame on "
-        "/ground_truth/state. The frames come from a data set, or are drawn on the spot. Needs no "
-        "ROS.",
+        f"{_IMAGE_TOPIC} (or {_IMAGE_TOPIC}/compressed), /camera/camera_info and the truth of "
+        "every frame on /ground_truth/state. The frames come from a data set, or are drawn on the "
+        "spot. Needs no ROS.",
     )
     add = parser.add_argument
     add("--data", type=Path, help="data set of `mgsd generate`; default: draw the frames now")
@@ -58,6 +61,11 @@ def _register_record(subparsers: argparse._SubParsersAction) -> None:
     add("--size", type=int, default=128, help="side of frames drawn now [px]")
     add("--styles", default="varied", help="of frames drawn now: plain, overhead or varied")
     add("--rate", type=float, default=10.0, help="frames a second [Hz]")
+    add(
+        "--compressed",
+        choices=("jpeg", "png"),
+        help=f"write sensor_msgs/CompressedImage on {_IMAGE_TOPIC}/compressed instead of Image",
+    )
     add("--storage", choices=("sqlite3", "mcap"), default="mcap", help="format of the bag")
     add("--out", type=Path, required=True, help="the bag, a directory that does not exist yet")
     add("--overwrite", action="store_true", help="replace a bag that is there already")
@@ -68,7 +76,8 @@ def run_record_bag(args: argparse.Namespace) -> int:
     """Write the bag and print a JSON summary."""
     from tqdm import tqdm
 
-    from mgsd_ros.bags import BagError, write_episodes
+    from mgsd_ros.bag_record import write_episodes
+    from mgsd_ros.bags import BagError
 
     if not (math.isfinite(args.rate) and 0 < args.rate <= 1000):
         raise BagError(f"rate must be above 0 and at most 1000 Hz, not {args.rate}")
@@ -77,8 +86,11 @@ def run_record_bag(args: argparse.Namespace) -> int:
     if args.data is None and (args.family is None or args.level is None):
         raise BagError("give --data, or --family and --level of the frames to draw")
     frames = 0
+    episodes = write_episodes(
+        args.out, _episodes(args), args.rate, args.storage, args.overwrite, args.compressed
+    )
     with tqdm(total=args.count, unit="frame", desc="record-bag", disable=None) as bar:
-        for _ in write_episodes(args.out, _episodes(args), args.rate, args.storage, args.overwrite):
+        for _ in episodes:
             frames += 1
             bar.update()
     print(json.dumps({"out": str(args.out), "frames": frames, "storage": args.storage}))
@@ -96,57 +108,6 @@ def _episodes(args: argparse.Namespace) -> Iterator[Episode]:
     )
 
 
-def _register_evaluate(subparsers: argparse._SubParsersAction) -> None:
-    parser = _parser(
-        subparsers,
-        "evaluate-bag",
-        "plan on every frame of a ROS 2 bag and judge the plans",
-        "Plan on every frame of a ROS 2 bag (sqlite3 or mcap). Where the bag says what is true, "
-        "plans are judged by it; else by the state that the model itself recovered. Writes "
-        "frames.jsonl, results.json and timings.json. Needs no ROS.",
-    )
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="directory of the bundle")
-    add("--bag", type=Path, required=True, help="the bag")
-    add("--family", required=True, help="family to plan for")
-    add("--topic", default=_IMAGE_TOPIC, help="topic of the images (sensor_msgs/Image)")
-    add("--backend", default="auto", help="engine to run the bundle on")
-    add("--out", type=Path, required=True, help="directory of the results")
-    parser.set_defaults(run=run_evaluate_bag)
-
-
-def run_evaluate_bag(args: argparse.Namespace) -> int:
-    """Evaluate the bag, print a table for people, and say where the files are."""
-    from tqdm import tqdm
-
-    from mgsd_core.evaluate import table
-    from mgsd_core.runtime import Planner
-    from mgsd_ros.bag_evaluate import evaluate_bag
-
-    planner = Planner.load(args.bundle, backend=args.backend, family=args.family)
-    with tqdm(unit="frame", desc="evaluate-bag", disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        summary = evaluate_bag(planner, args.bag, args.topic, args.out, show)
-    if summary["count"]:
-        print(table([(args.bag.name, summary)]))
-    own = summary["by_recovered_state"]
-    print(
-        f"{summary['frames']} frames, {summary['unusable']} not usable; in the state that the "
-        f"model sees {100 * own['legal']:.1f} % legal, {100 * own['success']:.1f} % successful"
-    )
-    for stage, seconds in summary["stages"].items():
-        print(
-            f"{stage:>12}: median {1e3 * seconds['median']:.1f} ms, "
-            f"p95 {1e3 * seconds['p95']:.1f} ms"
-        )
-    print(f"written to {args.out}: frames.jsonl, results.json, timings.json")
-    return 0
-
-
 def _register_play(subparsers: argparse._SubParsersAction) -> None:
     parser = _parser(
         subparsers,
@@ -158,9 +119,13 @@ def _register_play(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--bag", type=Path, required=True, help="the bag")
     add("--topic", default=_IMAGE_TOPIC, help="topic of the images in the bag")
-    add("--image", default="/image_raw", help="topic to publish the images on")
+    add("--typestore", default="ros2_jazzy", help="distribution of types that the bag lacks")
+    add(
+        "--image",
+        default="/image_raw",
+        help="topic to publish the images on; compressed ones go to IMAGE/compressed",
+    )
     add("--node", default="/planner", help="full name of the node")
-    add("--styles", default="varied", help="of frames drawn now: plain, overhead or varied")
     add("--rate", type=float, default=10.0, help="most frames a second [Hz]")
     add("--timeout", type=float, default=10.0, help="longest wait for a plan [s]")
     add("--out", type=Path, required=True, help="file of the answers (JSON lines)")
@@ -173,7 +138,15 @@ def run_play_bag(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from mgsd_ros.bag_play import play_frames
-    from mgsd_ros.bags import BagError, count_frames, open_bag, read_frames
+    from mgsd_ros.bags import (
+        COMPRESSED_TYPE,
+        BagError,
+        count_frames,
+        find_typestore,
+        image_type,
+        open_bag,
+        read_frames,
+    )
     from sim.files import write_file
 
     for name in ("rate", "timeout"):
@@ -182,12 +155,13 @@ def run_play_bag(args: argparse.Namespace) -> int:
             raise BagError(f"{name} must be above 0, not {value}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines, answered = [], 0
-    with open_bag(args.bag) as reader:
-        total = count_frames(reader, args.bag, args.topic)
-        frames = read_frames(reader, args.bag, args.topic)
+    with open_bag(args.bag, find_typestore(args.typestore)) as reader:
+        compressed = image_type(reader, args.topic) == COMPRESSED_TYPE
+        total = count_frames(reader, args.topic)
+        frames = read_frames(reader, args.topic)
         rclpy.init(args=[])
         try:
-            played = play_frames(frames, args.image, args.node, args.rate, args.timeout)
+            played = play_frames(frames, compressed, args.image, args.node, args.rate, args.timeout)
             for frame, back in tqdm(played, total=total, unit="frame", disable=None):
                 lines.append(
                     frame.header.to_dict() | {"played": None if back is None else asdict(back)}

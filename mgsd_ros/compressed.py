@@ -24,6 +24,10 @@ from mgsd_ros.image_fields import (
     text,
 )
 
+# A progressive JPEG comes in scans, usually some ten, and each goes over the whole picture: a small
+# file of very many would keep the decoder busy for hours.
+_START_OF_SCAN, _MAX_SCANS = b"\xff\xda", 200
+
 # What the data begin with -> who reads them. Pillow's own dispatch would try more formats, and
 # warn about sizes before anybody can refuse them.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -67,7 +71,8 @@ def decode(message: Any) -> NDArray[np.uint8]:
     Raises:
         EncodingError: neither JPEG nor PNG.
         SizeError: empty or absurdly large by the header; nothing has been decoded then.
-        DataError: truncated or corrupt. Damage inside a JPEG that still decodes is not noticed.
+        DataError: truncated, corrupt, or a JPEG of absurdly many scans. Damage inside a JPEG that
+            still decodes is not noticed.
     """
     data = data_bytes(message).tobytes()
     if not data:
@@ -77,6 +82,8 @@ def decode(message: Any) -> NDArray[np.uint8]:
         raise EncodingError(
             f"the data are neither JPEG nor PNG; format is {quoted(message.format)}"
         )
+    if reader is JpegImagePlugin.JpegImageFile and data.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise DataError(f"the JPEG has more than {_MAX_SCANS} scans")
     try:
         picture = reader(BytesIO(data))
     except Exception as error:
@@ -87,7 +94,9 @@ def decode(message: Any) -> NDArray[np.uint8]:
             if picture.mode.startswith("I"):  # 16 bits: converting to RGB would cut off at 255
                 return (np.asarray(picture) >> 8).astype(np.uint8)
             picture.info.pop("transparency", None)  # else Pillow warns that it gets lost
-            return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+            if picture.mode not in ("L", "RGB"):
+                return np.asarray(picture.convert("RGB"))
+            return np.asarray(picture)
         except Exception as error:
             raise _damaged(error) from error
 

@@ -1,6 +1,7 @@
 """`mgsd demo`: the whole way, from a rendered scene to a plan that a ROS 2 node publishes.
 
-First the model that comes with the package plans; then a small one is trained from nothing.
+First the model that comes with the package plans; then a small one is trained from nothing. In the
+end the first drives in closed loop.
 Every step is a command that a user can type; it is printed before it runs. Steps write what they
 make under one directory and go on from there when the demo is started again.
 """
@@ -10,17 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
-from mgsd_core.steps import run_step, show
+from mgsd_core.installed import SHIPPED_LEVELS, shipped_bundle
+from mgsd_core.steps import run_step
+from mgsd_ros.node_process import own_environment, planner_node
 from sim import FAMILIES, LEVELS, Action, Cell, Plan, simulate
 from sim.files import write_file
 
@@ -54,7 +52,8 @@ def register_demo(commands: Any) -> None:
         description="Lets the model that comes with the package plan held-out scenes of all "
         "families. Then generates scenes, trains all stages of nano, compares base, stage 1, MGSD "
         "and the symbolic upper bound on held-out scenes, exports, records bags and plans their "
-        "frames in a real ROS 2 node. Status 1 when MGSD gains less than "
+        "frames in a real ROS 2 node. In the end the first model drives in simulation, in closed "
+        "loop over ROS 2. Status 1 when MGSD gains less than "
         f"{100 * REQUIRED_GAIN:.0f} points over the base.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -134,6 +133,9 @@ def run_demo(args: argparse.Namespace) -> int:
     _title(8, "Pictures")
     pictures = _draw(data, out, played)
 
+    _title(9, "Closed loop: the shipped model drives in simulation, over ROS 2, a plan a step")
+    closed_loop = _close_loop(out, args.seed)
+
     gain = results["MGSD"]["macro"]["success"] - results["base"]["macro"]["success"]
     report = {
         "schema_version": 1,
@@ -147,6 +149,7 @@ def run_demo(args: argparse.Namespace) -> int:
             name: {"macro": r["macro"], "families": r["families"]} for name, r in results.items()
         },
         "ros": {family: _ros_summary(answers) for family, answers in played.items()},
+        "closed_loop": closed_loop,
     }
     write_file(out / "results.json", json.dumps(report, indent=1) + "\n")
     _print_table(results)
@@ -157,6 +160,8 @@ def run_demo(args: argparse.Namespace) -> int:
         f"  shipped   {shipped}  (mgsd plan PICTURE --family maze)\n"
         f"  pictures  {pictures[0]}  and {len(pictures) - 1} more beside it\n"
         f"  bundle    {bundle}  (mgsd plan PICTURE --bundle {bundle} --family frozenlake)\n"
+        f"  film      {out / 'closed_loop.gif'}  (closed loop: "
+        f"{closed_loop['succeeded']} of {closed_loop['scenes']} scenes)\n"
         f"  bags      {out / 'bags'}\n"
         f"  weights   {stage2}",
         flush=True,
@@ -206,13 +211,9 @@ def _through_ros(
         "record-bag", "--data", data, "--family", family, "--count", frames,
         "--out", bag, "--overwrite",
     )  # fmt: skip
-    # Nothing leaves the machine, and no other ROS system on it is disturbed.
-    environment = os.environ | {
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(installed_path("config/fastdds_loopback.xml")),
-        "ROS_DOMAIN_ID": str(40 + os.getpid() % 60),
-        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
-    }
-    with _planner_node(bundle, family, environment):
+    environment = own_environment()
+    parameters = {"bundle": bundle, "family": family, "grid.cell_size": 0.5}
+    with planner_node(environment, parameters):
         run_step(
             "play-bag", "--bag", bag, "--rate", 50, "--timeout", _READY_TIMEOUT,
             "--out", answers, environment=environment,
@@ -224,26 +225,6 @@ def _through_ros(
         print(f"  frame {line['stamp']['sec']}.{line['stamp']['nanosec']:09d}: {actions} "
               f"({1e3 * came['seconds']:.0f} ms there and back)")  # fmt: skip
     return lines
-
-
-@contextmanager
-def _planner_node(bundle: Path, family: str, environment: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "mgsd_ros.planner_node", "--ros-args"]
-    for name, value in (("bundle", bundle), ("family", family), ("grid.cell_size", 0.5)):
-        command += ["-p", f"{name}:={value}"]
-    show(["planner_node", *command[3:], "&"])
-    node = subprocess.Popen(command, env=environment)
-    try:
-        yield
-    finally:
-        node.send_signal(signal.SIGINT)
-        try:
-            node.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
-    if node.returncode != 0:
-        raise OSError(f"the planner node ended with status {node.returncode}")
 
 
 def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> list[Path]:
@@ -270,6 +251,23 @@ def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> lis
     sheet = folder / "sheet.png"
     Image.fromarray(contact_sheet(shown, _SHEET_COLUMNS)).save(sheet)
     return [sheet, *files]
+
+
+def _close_loop(out: Path, seed: int) -> dict[str, Any]:
+    """Let the shipped model drive in a scene of each family and level; film some of them."""
+    folder = out / "closed_loop"
+    run_step(
+        "closed-loop", "--count", 1, "--seed", 2000 + seed, "--styles", STYLES, "--size", 2 * SIZE,
+        "--keep-plan", "--gif", _SHEET_COLUMNS + 1, "--out", folder,
+    )  # fmt: skip
+    (folder / "loop.gif").replace(out / "closed_loop.gif")
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    for line in lines:
+        how = f"{line['steps']} steps, shortest {line['optimum']}"
+        print(f"  {line['family']} {line['level']}: {line['failure'] or 'done'} ({how})")
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    succeeded = sum(line["success"] for line in lines)
+    return {"scenes": len(lines), "succeeded": succeeded, **results}
 
 
 def _drawn(episode: Episode, plan: Plan, path: Sequence[Cell]) -> NDArray[np.uint8]:
@@ -315,7 +313,7 @@ def _print_table(results: dict[str, Any]) -> None:
 
 
 def _title(number: int, text: str) -> None:
-    print(f"\n[{number}/8] {text}", flush=True)
+    print(f"\n[{number}/9] {text}", flush=True)
 
 
 def _workers() -> int:

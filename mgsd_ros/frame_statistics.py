@@ -97,13 +97,14 @@ class FrameStatistics:
     def values(self) -> dict[str, str]:
         """Return everything as text, by name, in a fixed order."""
         now = self.clock()
+        plans = list(self._plans)  # the worker may add one meanwhile
         found = {"frames received": str(self.counts["received"])}
         found |= {f"frames {fate}": str(self.counts[fate]) for fate in FATES}
         found["plans not to be followed"] = str(self.counts["refused"])
         found["frame rate [Hz]"] = f"{_rate(self._arrivals, now):.2f}"
-        found["plan rate [Hz]"] = f"{_rate([when for when, _, _ in self._plans], now):.2f}"
+        found["plan rate [Hz]"] = f"{_rate([when for when, _, _ in plans], now):.2f}"
         for name, column in (("plan latency", 1), ("frame age at publication", 2)):
-            taken = [plan[column] for plan in self._plans]
+            taken = [plan[column] for plan in plans]
             for percent in (50, 95, 99):
                 value = f"{np.percentile(taken, percent) * 1e3:.1f}" if taken else ""
                 found[f"{name} p{percent} [ms]"] = value

@@ -11,6 +11,10 @@ from typing import Any
 
 from mgsd_core.runtime.preprocess import MAX_PIXELS
 
+#: Longest side of a picture that is taken [px]. JPEG has no longer ones, and to shrink a line of
+#: `MAX_PIXELS` pixels takes gigabytes.
+MAX_SIDE = 65_535
+
 #: Encodings of distances (REP 118). mono16 is none of them: it is a grey picture.
 DEPTH_ENCODINGS: tuple[str, ...] = ("16UC1", "32FC1")
 
@@ -88,12 +92,16 @@ def data_bytes(message: Any) -> memoryview:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise `SizeError` unless there are pixels, and no more than `MAX_PIXELS`."""
+    """Raise `SizeError` unless there are pixels, no more than `MAX_PIXELS` and `MAX_SIDE`."""
     if height <= 0 or width <= 0:
         raise SizeError(f"the image is {width} × {height} pixels; both must be positive")
     if height * width > MAX_PIXELS:
         raise SizeError(
             f"the image is {width} × {height} pixels; at most {MAX_PIXELS} pixels are taken"
+        )
+    if max(height, width) > MAX_SIDE:
+        raise SizeError(
+            f"the image is {width} × {height} pixels; a side of at most {MAX_SIDE} is taken"
         )
 
 

@@ -8,7 +8,6 @@ int in a float64 field arrives as another number altogether. So every value goes
 from __future__ import annotations
 
 import array
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import ColorRGBA, Header, String
 from visualization_msgs.msg import Marker, MarkerArray
 
+from mgsd_ros import plan_shapes
 from mgsd_ros.answers import FrameHeader
 from mgsd_ros.grid_frame import PlanarPose
 
@@ -47,14 +47,17 @@ def path_message(poses: Sequence[PlanarPose], image: FrameHeader, frame_id: str)
             header=header,
             pose=Pose(
                 position=Point(x=float(pose.x), y=float(pose.y), z=0.0),
-                orientation=Quaternion(
-                    x=0.0, y=0.0, z=math.sin(pose.yaw / 2), w=math.cos(pose.yaw / 2)
-                ),
+                orientation=_quaternion(pose.yaw),
             ),
         )
         for pose in poses
     ]
     return Path(header=header, poses=stamped)
+
+
+def _quaternion(yaw: float) -> Quaternion:
+    x, y, z, w = plan_shapes.heading(float(yaw))
+    return Quaternion(x=x, y=y, z=z, w=w)
 
 
 def text_message(text: str) -> String:
@@ -91,9 +94,10 @@ def markers_message(
     markers = [Marker(header=header, ns="plan", id=0, action=Marker.DELETEALL)]
     if poses:
         points = [Point(x=float(pose.x), y=float(pose.y), z=0.0) for pose in poses]
-        width, ball = 0.08 * float(cell_size), 0.35 * float(cell_size)
-        colour = ColorRGBA(r=1.0, g=0.0, b=0.8, a=1.0)
-        upright = Pose(orientation=Quaternion(x=0.0, y=0.0, z=0.0, w=1.0))
+        width, ball = plan_shapes.LINE * float(cell_size), plan_shapes.SPHERE * float(cell_size)
+        red, green, blue, opacity = plan_shapes.COLOUR
+        colour = ColorRGBA(r=red, g=green, b=blue, a=opacity)
+        upright = Pose(orientation=_quaternion(0.0))
         markers.append(
             Marker(
                 header=header,

@@ -15,6 +15,10 @@ from sim.drawing import canonical_cell_to_pixel, draw_plan
 # People look at it, perhaps over a radio link; larger pictures are shrunk.
 _MAX_SIDE = 960
 
+# A picture that is narrower than this share of its length is widened: enlarged until its short side
+# can be seen, a line of pixels would fill gigabytes.
+_NARROWEST = 1 / 8
+
 
 def draw_answer(rgb: NDArray[np.uint8], answer: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Return a picture with an answer's route, its actions and what is wrong with it.
@@ -26,11 +30,12 @@ def draw_answer(rgb: NDArray[np.uint8], answer: Mapping[str, Any]) -> NDArray[np
     Returns:
         uint8 [H', W', 3].
     """
-    shrink = max(1.0, max(rgb.shape[:2]) / _MAX_SIDE)
-    if shrink > 1:
-        size = (round(rgb.shape[1] / shrink), round(rgb.shape[0] / shrink))
+    longest = max(rgb.shape[:2])
+    scale = min(1.0, _MAX_SIDE / longest)
+    height, width = (round(scale * max(side, _NARROWEST * longest)) for side in rgb.shape[:2])
+    if (height, width) != rgb.shape[:2]:
         picture = Image.fromarray(np.ascontiguousarray(rgb))
-        rgb = np.asarray(picture.resize(size, Image.Resampling.BOX))
+        rgb = np.asarray(picture.resize((width, height), Image.Resampling.BOX))
     state, words = answer["state"], answer["actions"] or []
     actions = {action.value: action for action in find_family(answer["family"]).actions}
     caption = " ".join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Parameters that ROS itself gives to every node: `warn_unknown` says nothing about these.
 _ROS_PARAMETERS = ("use_sim_time", "start_type_description_service")
-_ROS_PREFIXES = ("qos_overrides.",)
 
 RELIABILITIES = ("best_effort", "reliable")
 TRANSPORTS = ("raw", "compressed")
@@ -126,6 +125,14 @@ class PlannerParameters:
         "that publishes best effort.",
         choices=RELIABILITIES,
         at_configure=True,
+    )
+    min_confidence: float = _parameter(
+        "min_confidence",
+        0.0,
+        "Answers that the model is less sure of are not followed [0 to 1]: ~/plan is then empty, "
+        "and ~/actions says why; 0 follows all.",
+        minimum=0.0,
+        maximum=1.0,
     )
     max_rate: float = _parameter(
         "max_rate",
@@ -373,7 +380,8 @@ def read(node: Node) -> PlannerParameters:
 
 def _plain(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return ROS's value of a parameter as the dataclass has it."""
-    return tuple(value) if type(field.default) is tuple else value
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    return tuple(value) if type(field.default) is tuple and is_list else value
 
 
 def changed(
@@ -406,18 +414,24 @@ def warn_unknown(node: Node) -> list[str]:
     """Log a warning for every given parameter that the node does not have; return their names."""
     # rclpy keeps what it was given here and offers no public way to read the undeclared ones.
     given: Mapping[str, object] = node._parameter_overrides
-    known = {field.metadata["name"] for field in dataclasses.fields(PlannerParameters)}
-    unknown = [
-        name
-        for name in sorted(given)
-        if name not in known and name not in _ROS_PARAMETERS and not name.startswith(_ROS_PREFIXES)
-    ]
+    unknown = unknown_names(given)
     for name in unknown:
         node.get_logger().warning(
             f"parameter {name} is not one of this node's and has no effect; "
-            f"it has: {', '.join(sorted(known))}"
+            f"it has: {', '.join(sorted(parameter_names()))}"
         )
     return unknown
+
+
+def parameter_names() -> set[str]:
+    """Return the ROS names of all parameters that the node declares."""
+    return {field.metadata["name"] for field in dataclasses.fields(PlannerParameters)}
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Return those of some names, sorted, that neither the node nor ROS itself has."""
+    known = {*parameter_names(), *_ROS_PARAMETERS}
+    return [name for name in sorted(names) if name not in known]
 
 
 def reference() -> str:

@@ -38,6 +38,7 @@ from nav_msgs.msg import Path
 from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -51,17 +52,24 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import MarkerArray
 
-from mgsd_core.installed import shipped_bundle
-from mgsd_core.runtime import ImageError, Planner, Response
+from mgsd_core.runtime import Planner
 from mgsd_ros import messages, parameters
-from mgsd_ros.answers import FrameHeader, answer_to_dict, failure_to_dict, to_json
+from mgsd_ros.answers import FrameHeader, failure_to_dict, to_json
 from mgsd_ros.changes import difference, summary
-from mgsd_ros.conversions import ConversionError, rgb_from_message
+from mgsd_ros.conversions import ConversionError
+from mgsd_ros.frame_answer import (
+    NOT_USABLE,
+    FrameAnswerer,
+    bundle_of,
+    not_usable,
+    planning_failed,
+    route,
+)
 from mgsd_ros.frame_statistics import FrameStatistics, Level
 from mgsd_ros.frame_worker import FrameWorker
 from mgsd_ros.overlay import draw_answer
 from mgsd_ros.parameters import ParameterError
-from mgsd_ros.work_area import CameraCalibration, Rectifier, WorkAreaError
+from mgsd_ros.work_area import CameraCalibration, WorkAreaError
 
 # One kind of trouble is logged at most this often [s], with the number of frames it has cost.
 WARNING_PERIOD = 5.0
@@ -127,7 +135,7 @@ class PlannerNode(LifecycleNode):
         self._enabled = True
         self._once: list[tuple[Future, float]] = []
         self._once_lock = threading.Lock()
-        self._rectifier: Rectifier | None = None
+        self._answerer: FrameAnswerer | None = None
         self._infos: Subscription | None = None
         self._calibration: CameraCalibration | None = None
         self._seen: NDArray[np.float32] | None = None
@@ -139,25 +147,16 @@ class PlannerNode(LifecycleNode):
     def on_configure(self) -> None:
         """Load the bundle, plan once on nothing, and offer topics and services."""
         settings = self.settings = parameters.read(self)
-        area = settings.work_area()
-        bundle = settings.bundle or shipped_bundle()
         started = time.monotonic()
-        planner = Planner.load(
-            bundle, backend=settings.backend, family=settings.family, repair=settings.repair
-        )
+        self._answerer = FrameAnswerer.load(settings)
+        planner = self._answerer.planner
         loaded = time.monotonic()
-        # The first plan is the slowest: buffers are made, a GPU compiles.
-        planner.plan(np.full((64, 64, 3), 128, np.uint8))
+        self._answerer.warm_up()
         self.get_logger().info(
-            f"loaded {bundle} in {loaded - started:.1f} s, warmed up in "
+            f"loaded {bundle_of(settings)} in {loaded - started:.1f} s, warmed up in "
             f"{time.monotonic() - loaded:.1f} s: family {planner.family}, digest "
             f"{planner.bundle_digest[:12]}, backend {planner.backend_reason}"
         )
-        # Plans are no better on larger ones, see `Rectifier`.
-        side = 2 * planner.image.size
-        self._rectifier = None
-        if area is not None:
-            self._rectifier = Rectifier(area, side, rectified=settings.camera_rectified)
         if settings.grid() is None:
             self.get_logger().warning(
                 "grid.cell_size is 0: without a calibrated grid ~/plan stays empty and only "
@@ -175,13 +174,15 @@ class PlannerNode(LifecycleNode):
         self._plan_once = self.create_service(
             Trigger, "~/plan_once", self._on_plan_once, callback_group=waiting
         )
-        self._timer = self.create_timer(_DIAGNOSTICS_PERIOD, self._on_timer)
+        # By a clock that goes on while simulated time stands still or jumps back.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(_DIAGNOSTICS_PERIOD, self._on_timer, clock=steady)
         self._planner, self._enabled = planner, True
 
     @_transition
     def on_activate(self) -> None:
         """Begin to plan on what the camera sends."""
-        self.statistics, self._seen = FrameStatistics(), None
+        self.statistics, self._seen, self._calibration = FrameStatistics(), None, None
         self._worker = FrameWorker(self._plan_frame, self._period)
         reliability = ReliabilityPolicy[self.settings.reliability.upper()]
         topic, kind = self.resolve_topic_name("image_raw"), Image
@@ -258,7 +259,7 @@ class PlannerNode(LifecycleNode):
         for service in (self._enable, self._plan_once):
             self.destroy_service(service)
         self.destroy_timer(self._timer)
-        self._planner = None
+        self._planner = self._answerer = None
 
     # --- parameters and services ----------------------------------------------------------------
 
@@ -323,12 +324,13 @@ class PlannerNode(LifecycleNode):
 
     def _plan_frame(self, data: bytes) -> None:
         """Plan on one frame and publish; whatever goes wrong with a frame ends here."""
-        settings, statistics, planner = self.settings, self.statistics, self._the_planner()
+        settings, statistics, answerer = self.settings, self.statistics, self._the_answerer()
+        planner = answerer.planner
         began = time.monotonic()
         header = None
         try:
             compressed = settings.image_transport == "compressed"
-            message = deserialize_message(data, CompressedImage if compressed else Image)
+            message = _unpacked(data, CompressedImage if compressed else Image)
             header = FrameHeader.of(message)
             age = self._age(header)
             if 0 < settings.max_frame_age < age:
@@ -336,52 +338,31 @@ class PlannerNode(LifecycleNode):
                 statistics.trouble("stale", Level.WARN, text)
                 self._warn("stale", text)
                 return
-            rgb = self._from_above(rgb_from_message(message))
+            infos = self.resolve_topic_name("camera_info")
+            rgb = answerer.picture(message, self._calibration, infos)
             if self._is_unchanged(rgb):
                 statistics.counts["unchanged"] += 1
                 return
             response = planner.plan(rgb)
             if self._worker is None or statistics is not self.statistics:
                 return  # deactivated meanwhile: the empty path that was left then is the last word
-        except (ConversionError, ImageError, WorkAreaError) as error:
-            text = f"image not usable: {_one_line(error)}"
+            answer = answerer.answer(response, header, settings.min_confidence)
+            self._publish(answer, header, rgb)
+        except NOT_USABLE as error:
+            text = not_usable(error)
             statistics.trouble("unusable", Level.WARN, text)
             self._warn(type(error).__name__, text)
         except Exception as error:
             # Whatever the engine says about this frame, the next one may be better; a robot that
             # follows the last plan must learn that there is none for what it sees now.
-            text = f"planning failed: {type(error).__name__}: {_one_line(error)}"
+            text = planning_failed(error)
             statistics.trouble("failed", Level.ERROR, text)
             self._warn("failed", text)
             if header is not None and self._worker is not None:
                 self._publish(failure_to_dict(text, header, planner), header)
         else:
-            answer = answer_to_dict(response, header, planner)
-            answer["error"] = answer["error"] or self._other_size(response)
-            self._publish(answer, header, rgb)
             statistics.planned(time.monotonic() - began, self._age(header))
             statistics.counts["refused"] += answer["error"] is not None
-
-    def _from_above(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the work area as the model was trained to see it.
-
-        Raises:
-            WorkAreaError: it is not known where it is in this picture.
-        """
-        if self._rectifier is None:
-            return rgb
-        calibration = self._calibration if self.settings.needs_camera_info else None
-        if self.settings.needs_camera_info and calibration is None:
-            topic = self.resolve_topic_name("camera_info")
-            raise WorkAreaError(f"nothing usable has come on {topic} yet")
-        return self._rectifier.rectify(rgb, calibration)
-
-    def _other_size(self, response: Response) -> str | None:
-        """Say that the model sees a grid of another size than there is: its cells are elsewhere."""
-        state, cells = response.state, self.settings.area_cells
-        if not cells or state is None or state.size == cells:
-            return None
-        return f"the model sees {state.size} cells a side, and the work area has {cells}"
 
     def _age(self, header: FrameHeader) -> float:
         """Return the age of a frame [s]; below 0 where a clock or a bag has gone back."""
@@ -405,8 +386,7 @@ class PlannerNode(LifecycleNode):
         """Publish an answer on all topics that somebody listens to; `rgb` was planned on."""
         grid = self.settings.grid()
         frame_id = image.frame_id if grid is None else grid.frame_id
-        followed = grid is not None and answer["error"] is None
-        poses = grid.poses(answer["path"]) if grid is not None and followed else []
+        poses = route(answer, grid)
         self._plans.publish(messages.path_message(poses, image, frame_id))
         self._actions.publish(messages.text_message(to_json(answer)))
         if grid is not None and self._markers.get_subscription_count():
@@ -459,6 +439,10 @@ class PlannerNode(LifecycleNode):
         more = f" (and {silent} more since the last warning)" if silent else ""
         self.get_logger().warning(text + more)
 
+    def _the_answerer(self) -> FrameAnswerer:
+        assert self._answerer is not None, "the node is not configured"
+        return self._answerer
+
     def _the_planner(self) -> Planner:
         assert self._planner is not None, "the node is not configured"
         return self._planner
@@ -469,7 +453,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after a signal; 2 when the arguments or a parameter are wrong or, with autostart, the
-        bundle is.
+        bundle is. A signal that comes before, while Python still imports this module, ends it as
+        it ends any Python program.
     """
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -487,16 +472,19 @@ def main(args: Sequence[str] | None = None) -> int:
         rclpy.shutdown()
         return 2
     success = TransitionCallbackReturn.SUCCESS
-    if node.settings.autostart and not (
-        node.trigger_configure() == success and node.trigger_activate() == success
-    ):
-        node.destroy_node()
-        rclpy.shutdown()
-        return 2
+    steps = (node.trigger_configure, node.trigger_activate) if node.settings.autostart else ()
+    for step in steps:
+        if not signals and step() != success:
+            node.destroy_node()
+            rclpy.shutdown()
+            return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while not signals:
         executor.spin_once(timeout_sec=_SIGNAL_PERIOD)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Python takes our handlers away before it has ended: one more would then kill it.
+        signal.signal(number, signal.SIG_IGN)
     if not node.is_shut_down:
         node.trigger_shutdown()
     executor.shutdown()
@@ -518,6 +506,18 @@ def _newest(
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=1, durability=durability, reliability=reliability
     )
+
+
+def _unpacked(data: bytes, kind: type) -> Any:
+    """Return the message in a frame as it came.
+
+    Raises:
+        ConversionError: the bytes are no message of that kind.
+    """
+    try:
+        return deserialize_message(data, kind)
+    except Exception as error:  # each middleware has its own
+        raise ConversionError(f"the message cannot be unpacked: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

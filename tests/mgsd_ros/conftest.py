@@ -75,7 +75,7 @@ def client(ros_env: dict[str, str]) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def lake_bag(lake_episodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bag of 30 frames, all of which the student of `bundle_dir` knows."""
-    from mgsd_ros.bags import write_episodes
+    from mgsd_ros.bag_record import write_episodes
 
     path = tmp_path_factory.mktemp("bags") / "lakes"
     frames = islice(cycle(lake_episodes), 30)

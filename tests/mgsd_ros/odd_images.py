@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rosbags.typesys import get_typestore
 
-from mgsd_ros.bags import IMAGE_TOPIC, TYPESTORE, get_typestore, new_bag
+from mgsd_ros.bags import IMAGE_TOPIC, TYPESTORE, new_bag
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -19,7 +20,7 @@ def write_images(
     """Write images with the given fields, 0.1 s apart from 1 s on.
 
     A topic whose first fields have a `format` is one of sensor_msgs/CompressedImage, others are of
-    sensor_msgs/Image.
+    sensor_msgs/Image. `frame_id` and `received` [ns] are "camera" and the time of the stamp.
     """
     store = get_typestore(TYPESTORE)
     time, header = store.types["builtin_interfaces/msg/Time"], store.types["std_msgs/msg/Header"]
@@ -31,9 +32,11 @@ def write_images(
             connection = writer.add_connection(topic, kind, typestore=store)
             for number, fields in enumerate(images):
                 stamp = 10**9 + number * 10**8
-                own = header(time(stamp // 10**9, stamp % 10**9), "camera")
-                message = store.types[kind](header=own, **usual | fields)
-                writer.write(connection, stamp, store.serialize_cdr(message, kind))
+                given = usual | fields
+                own = header(time(stamp // 10**9, stamp % 10**9), given.pop("frame_id", "camera"))
+                received = given.pop("received", stamp)
+                message = store.types[kind](header=own, **given)
+                writer.write(connection, received, store.serialize_cdr(message, kind))
 
 
 def fields(rgb: np.ndarray, **changes: Any) -> dict[str, Any]:

@@ -113,8 +113,9 @@ class Client:
             self.executor.spin_once(timeout_sec=0.01)
 
     def call(self, kind: Any, service: str, timeout: float = 20, **fields: Any) -> Any:
-        """Call a service of the planner and return the response."""
-        client = self.node.create_client(kind, f"/planner/{service}")
+        """Call a service of the planner, or one by its full name, and return the response."""
+        name = service if service.startswith("/") else f"/planner/{service}"
+        client = self.node.create_client(kind, name)
         self.spin_until(client.service_is_ready)
         future = client.call_async(kind.Request(**fields))
         self.spin_until(future.done, timeout)

@@ -1,19 +1,24 @@
+"""Bags that are written, and bags that are read, whole or not."""
+
 from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from odd_images import IMAGE, fields, write_images, write_odd_bag
+from odd_images import COMPRESSED, IMAGE, fields, write_images
+from rosbags.typesys import get_typestore
 
 from mgsd_core.cli import main
-from mgsd_core.runtime import Planner
-from mgsd_ros.bag_evaluate import evaluate_bag
+from mgsd_ros.bag_record import write_episodes
 from mgsd_ros.bags import (
     IMAGE_TOPIC,
     INFO_TOPIC,
@@ -21,22 +26,15 @@ from mgsd_ros.bags import (
     TRUTH_TOPIC,
     TYPESTORE,
     BagError,
-    get_typestore,
+    BagFrame,
+    find_typestore,
     new_bag,
     open_bag,
     read_frames,
-    write_episodes,
 )
-from mgsd_ros.conversions import rgb_from_image
+from mgsd_ros.conversions import rgb_from_image, rgb_from_message
 from sim import state_to_dict
 from sim.dataset import write_dataset
-
-EVALUATION = ("frames.jsonl", "results.json", "timings.json")
-
-
-@pytest.fixture(scope="module")
-def planner(bundle_dir: Path) -> Planner:
-    return Planner.load(bundle_dir, family="frozenlake")
 
 
 def messages(bag: Path, topic: str) -> list[Any]:
@@ -53,8 +51,7 @@ def messages(bag: Path, topic: str) -> list[Any]:
 
 def raw_messages(bag: Path, topic: str) -> list[tuple[int, bytes]]:
     with open_bag(bag) as reader:
-        connections = [c for c in reader.connections if c.topic == topic]
-        return [(stamp, bytes(data)) for _, stamp, data in reader.messages(connections)]
+        return [(stamp, bytes(data)) for stamp, _, data in reader.messages(topic)]
 
 
 def only_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -95,11 +92,33 @@ def test_a_bag_holds_what_the_camera_saw_and_what_is_true(
         assert truth["stamp"]["sec"] * 10**9 + truth["stamp"]["nanosec"] == stamp
 
     with open_bag(bag) as reader:
-        for frame, episode in zip(
-            read_frames(reader, bag, IMAGE_TOPIC), lake_episodes, strict=True
-        ):
+        for frame, episode in zip(read_frames(reader, IMAGE_TOPIC), lake_episodes, strict=True):
             assert frame.truth is not None
+            assert frame.received == frame.header.nanoseconds
             assert (frame.truth.state, frame.truth.plan) == (episode.state, episode.plan)
+
+
+@pytest.mark.parametrize(("compressed", "storage"), [("jpeg", "mcap"), ("png", "sqlite3")])
+def test_compressed_images_are_recorded_as_image_transport_sends_them(
+    compressed: str, storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ["--family", "maze", "--level", "3", "--count", "3", "--size", "64", "--seed", "1"]
+    for name, options in (("raw", []), ("small", ["--compressed", compressed])):
+        out = ["--storage", storage, "--out", str(tmp_path / name)]
+        assert main(["record-bag", *drawn, *options, *out]) == 0
+    topic = f"{IMAGE_TOPIC}/compressed"
+    sent = messages(tmp_path / "small", topic)
+    assert [image.format for _, image in sent] == [f"rgb8; {compressed} compressed bgr8"] * 3
+    with open_bag(tmp_path / "small") as reader, open_bag(tmp_path / "raw") as raw:
+        kinds = {connection.topic: connection.msgtype for connection in reader.connections}
+        assert (kinds.get(IMAGE_TOPIC), kinds[topic]) == (None, COMPRESSED)
+        for small, whole in zip(
+            read_frames(reader, topic), read_frames(raw, IMAGE_TOPIC), strict=True
+        ):
+            assert (small.header, small.truth) == (whole.header, whole.truth)
+            exact, rgb = rgb_from_image(whole.image), rgb_from_message(small.image)
+            error = np.abs(exact.astype(int) - rgb).mean()
+            assert error == 0 if compressed == "png" else 0 < error < 8
 
 
 def test_recording_from_a_data_set_or_on_the_spot_gives_the_same_frames(
@@ -175,162 +194,216 @@ def test_a_recording_that_cannot_be_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("storage", sorted(STORAGES))
-def test_evaluation_judges_every_frame_and_repeats_to_the_byte(
-    storage: str,
-    lake_episodes,
-    bundle_dir: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    bag = tmp_path / "bag"
-    list(write_episodes(bag, iter(lake_episodes), 10.0, storage, False))
-    arguments = ["evaluate-bag", "--bundle", str(bundle_dir), "--bag", str(bag)]
-    arguments += ["--family", "frozenlake", "--out"]
-    for name in ("one", "two"):
-        assert main([*arguments, str(tmp_path / name)]) == 0
-        assert sorted(p.name for p in (tmp_path / name).iterdir()) == sorted(EVALUATION)
-    for name in ("frames.jsonl", "results.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert "100.0" in capsys.readouterr().out
-
-    results = json.loads((tmp_path / "one" / "results.json").read_text())
-    assert results["frames"] == results["count"] == 16
-    assert results["unusable"] == 0
-    # The student knows these pictures by heart.
-    for measure in ("success", "optimal", "legal", "state"):
-        assert results["macro"][measure] == 1.0
-        assert results["families"]["frozenlake"]["levels"]["3"][measure] == 1.0
-    lines = (tmp_path / "one" / "frames.jsonl").read_text().splitlines()
-    for number, (line, episode) in enumerate(zip(lines, lake_episodes, strict=True)):
-        frame = json.loads(line)
-        assert frame["index"] == number
-        assert frame["stamp"] == {"sec": 1 + number // 10, "nanosec": number % 10 * 10**8}
-        assert frame["actions"] == [action.value for action in episode.plan]
-        assert frame["true_state"] == frame["state"] == state_to_dict(episode.state)
-        assert frame["record"]["success"] and frame["verdict"]["success"]
-        assert "timings" not in frame
-    timings = json.loads((tmp_path / "one" / "timings.json").read_text())
-    assert len(timings["frames"]) == 16
-    assert 0 < timings["stages"]["total"]["median"] <= timings["stages"]["total"]["p95"]
-
-
-def test_a_wrong_truth_is_seen(lake_episodes, planner: Planner, tmp_path: Path) -> None:
-    """Frames under other frames' truths: an evaluation that always says yes would not notice."""
-    shifted = [
-        replace(episode, state=other.state, plan=other.plan)
-        for episode, other in pairwise(lake_episodes)
-    ]
-    bag = tmp_path / "bag"
-    list(write_episodes(bag, iter(shifted), 10.0, "mcap", False))
-    results = evaluate_bag(planner, bag, IMAGE_TOPIC, tmp_path / "out")
-    assert results["by_recovered_state"] == {"legal": 1.0, "success": 1.0}
-    assert results["macro"]["state"] < 0.2
-    assert results["macro"]["success"] < 0.9
-
-
-def test_without_truth_the_models_own_state_judges(
-    lake_episodes, planner: Planner, tmp_path: Path
-) -> None:
-    bag = tmp_path / "bag"
-    write_images(bag, {"/eye": [fields(episode.image) for episode in lake_episodes[:4]]}, "sqlite3")
-    results = evaluate_bag(planner, bag, "/eye", tmp_path / "out")
-    assert (results["frames"], results["count"]) == (4, 0)
-    assert results["by_recovered_state"] == {"legal": 1.0, "success": 1.0}
-    assert results["macro"]["success"] is None
-    frame = json.loads((tmp_path / "out" / "frames.jsonl").read_text().splitlines()[0])
-    assert frame["true_state"] is None and frame["record"] is None
-
-
-def test_images_that_cannot_be_used_are_counted(
-    lake_episodes, planner: Planner, tmp_path: Path
-) -> None:
-    bag = tmp_path / "bag"
-    write_odd_bag(bag, lake_episodes[0].image)
-    results = evaluate_bag(planner, bag, IMAGE_TOPIC, tmp_path / "out")
-    assert (results["frames"], results["unusable"]) == (7, 5)
-    errors = [
-        json.loads(line)["error"]
-        for line in (tmp_path / "out" / "frames.jsonl").read_text().splitlines()
-    ]
-    assert errors[0] is errors[-1] is None
-    assert all(error.startswith("image not usable: ") for error in errors[1:-1])
-
-
-def test_bags_that_cannot_be_evaluated_are_one_line_each(
-    lake_bag: Path,
-    lake_episodes,
-    bundle_dir: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    blind, lying = tmp_path / "blind", tmp_path / "lying"
-    list(write_episodes(blind, iter(()), 10.0, "mcap", False))
-    list(write_episodes(lying, islice(lake_episodes, 1), 10.0, "mcap", False))
-    store = get_typestore(TYPESTORE)
-    text = "std_msgs/msg/String"
-    with new_bag(lying, "mcap", overwrite=True) as writer:
-        image = writer.add_connection(IMAGE_TOPIC, IMAGE, typestore=store)
-        truth = writer.add_connection(TRUTH_TOPIC, text, typestore=store)
-        with open_bag(lake_bag) as reader:
-            first = next(read_frames(reader, lake_bag, IMAGE_TOPIC)).image
-            writer.write(image, 1, reader.typestore.serialize_cdr(first, IMAGE))
-        writer.write(truth, 1, store.serialize_cdr(store.types[text]('{"state": [1]}'), text))
-
-    for bag, options, says in (
-        (tmp_path / "none", [], "no such bag"),
-        (tmp_path, [], "cannot be read as a ROS 2 bag"),
-        (blind, [], f"has no images on {IMAGE_TOPIC}; it has: {INFO_TOPIC} (sensor_msgs/msg/"),
-        (lake_bag, ["--topic", "/eye"], f"no images on /eye; it has: {INFO_TOPIC} "),
-        (lake_bag, ["--topic", TRUTH_TOPIC], f"{TRUTH_TOPIC} holds std_msgs/msg/String"),
-        (lying, [], f"message 0 of {TRUTH_TOPIC} holds no true state"),
-    ):
-        arguments = ["--bundle", str(bundle_dir), "--bag", str(bag), "--family", "frozenlake"]
-        out = tmp_path / "out"
-        assert main(["evaluate-bag", *arguments, *options, "--out", str(out)]) == 2
-        assert says in only_line(capsys)
-        assert not out.exists()
-
-
-def test_another_family_is_refused(planner: Planner, tmp_path: Path) -> None:
-    bag = tmp_path / "maze"
-    drawn = ["--family", "maze", "--level", "3", "--count", "1", "--size", "64"]
-    assert main(["record-bag", *drawn, "--out", str(bag)]) == 0
-    with pytest.raises(BagError, match="frame 0 shows a maze state, but plans for frozenlake"):
-        evaluate_bag(planner, bag, IMAGE_TOPIC, tmp_path / "out")
-
-
-@pytest.mark.parametrize("storage", sorted(STORAGES))
-def test_a_damaged_bag_is_read_whole_or_refused_in_one_line(
-    storage: str, lake_episodes, tmp_path: Path
-) -> None:
-    whole = tmp_path / "whole"
-    list(write_episodes(whole, islice(lake_episodes, 6), 10.0, storage, False))
-    [data] = [path.name for path in whole.iterdir() if path.name != "metadata.yaml"]
-    random = np.random.default_rng(1)
-
-    def frames(bag: Path) -> int:
+def frames_of(bag: Path, topic: str = IMAGE_TOPIC) -> tuple[list[BagFrame], str]:
+    """Return the frames that can be read, and the error after them, empty for none."""
+    frames: list[BagFrame] = []
+    try:
         with open_bag(bag) as reader:
-            return sum(1 for _ in read_frames(reader, bag, IMAGE_TOPIC))
+            for frame in read_frames(reader, topic):
+                frames.append(frame)
+    except BagError as error:
+        return frames, str(error)
+    return frames, ""
 
-    assert frames(whole) == 6
-    for number in range(60):
+
+@pytest.fixture(scope="module", params=sorted(STORAGES))
+def long_bag(request, lake_episodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bag of 60 frames; in mcap about 20 of them are one chunk."""
+    path = tmp_path_factory.mktemp("long") / "bag"
+    episodes = islice(cycle(lake_episodes), 60)
+    assert len(list(write_episodes(path, episodes, 30.0, request.param, False))) == 60
+    return path
+
+
+def data_file(bag: Path) -> Path:
+    [data] = [path for path in bag.iterdir() if path.name != "metadata.yaml"]
+    return data
+
+
+def content(frame: BagFrame) -> tuple[Any, ...]:
+    return (frame.received, frame.header, frame.truth, bytes(frame.data))
+
+
+def test_of_a_bag_that_was_cut_off_the_frames_before_are_read(
+    long_bag: Path, tmp_path: Path
+) -> None:
+    """Wherever it was cut, and whether or not a recorder still wrote metadata.yaml."""
+    whole, nothing_wrong = frames_of(long_bag)
+    assert (len(whole), nothing_wrong) == (60, "")
+    size = data_file(long_bag).stat().st_size
+    random, counts = np.random.default_rng(1), []
+    for number in range(24):
         bag = tmp_path / f"bag{number}"
-        shutil.copytree(whole, bag)
-        name = data if number % 4 else "metadata.yaml"
-        content = bytearray((bag / name).read_bytes())
-        cut = int(random.integers(0, len(content)))
-        is_cut = number % 2 == 1
-        if is_cut:
-            content = content[:cut]
-        else:
-            content[cut : cut + 64] = random.integers(0, 256, 64, np.uint8).tobytes()
-        (bag / name).write_bytes(content)
-        try:
-            # Damage inside a picture is no damage of the bag.
-            assert frames(bag) == 6
-            assert not is_cut
-        except BagError as error:
-            assert str(bag) in str(error)
-            assert "\n" not in str(error)
+        shutil.copytree(long_bag, bag)
+        cut = int(random.integers(0, size)) if number else size - 1
+        with data_file(bag).open("rb+") as file:
+            file.truncate(cut)
+        if number % 2:
+            (bag / "metadata.yaml").unlink()
+        frames, problem = frames_of(bag)
+        assert str(bag) in problem and "\n" not in problem
+        assert ("could be read" in problem) == bool(frames)
+        counts.append(len(frames))
+        same = [content(f) for f in whole[: len(frames)]]
+        assert [content(frame) for frame in frames[:-1]] == same[:-1]
+        # The truth of the last one is written after its image.
+        assert not frames or bytes(frames[-1].data) == same[-1][-1]
+        # At most one chunk of an mcap file, or some pages at the end of a database, are lost.
+        assert len(frames) > 60 * (cut - 100_000) / size - 21
         shutil.rmtree(bag)
+    assert counts[0] >= 58 and min(counts) < 30
+
+
+@pytest.mark.parametrize("name", ["data", "metadata.yaml"])
+def test_a_damaged_bag_is_read_whole_or_as_far_as_it_goes(
+    name: str, long_bag: Path, tmp_path: Path
+) -> None:
+    whole, _ = frames_of(long_bag)
+    random = np.random.default_rng(2)
+    for number in range(20):
+        bag = tmp_path / f"bag{number}"
+        shutil.copytree(long_bag, bag)
+        file = data_file(bag) if name == "data" else bag / name
+        damaged = bytearray(file.read_bytes())
+        place = int(random.integers(0, len(damaged)))
+        damaged[place : place + 64] = random.integers(0, 256, 64, np.uint8).tobytes()
+        file.write_bytes(damaged)
+        frames, problem = frames_of(bag)
+        if problem:
+            assert str(bag) in problem and "\n" not in problem
+        else:
+            # Damage inside a picture is no damage of the bag.
+            assert len(frames) == 60
+        if name == "metadata.yaml":
+            assert [content(f) for f in frames] == [content(f) for f in whole[: len(frames)]]
+            # What the messages are, their files say themselves.
+            assert len(frames) in (0, 60)
+        shutil.rmtree(bag)
+
+
+def test_a_recording_in_several_files_is_read_as_far_as_it_goes(
+    lake_episodes, tmp_path: Path
+) -> None:
+    """As a recorder leaves it that was told to split and lost its power: bag_9 before bag_10."""
+    parts = tmp_path / "parts"
+    (tmp_path / "bag").mkdir()
+    for number in (9, 10):
+        list(write_episodes(parts, iter(lake_episodes), 10.0, "mcap", True))
+        shutil.copy(parts / "parts.mcap", tmp_path / "bag" / f"bag_{number}.mcap")
+    frames, problem = frames_of(tmp_path / "bag")
+    assert len(frames) == 32 and "metadata" in problem and "32 images" in problem
+    with (tmp_path / "bag" / "bag_10.mcap").open("rb+") as file:
+        file.truncate(1000)
+    assert len(frames_of(tmp_path / "bag")[0]) == 16
+    with (tmp_path / "bag" / "bag_9.mcap").open("rb+") as file:
+        file.truncate(1000)
+    frames, problem = frames_of(tmp_path / "bag")
+    assert frames == [] and "cannot be read as a ROS 2 bag" in problem
+
+
+@pytest.mark.parametrize("storage", sorted(STORAGES))
+def test_one_file_of_a_bag_is_a_bag(storage: str, lake_episodes, tmp_path: Path) -> None:
+    list(write_episodes(tmp_path / "bag", iter(lake_episodes), 10.0, storage, False))
+    frames, problem = frames_of(data_file(tmp_path / "bag"))
+    assert (len(frames), problem) == (16, "")
+
+
+def test_images_of_two_cameras_on_one_topic_are_told_apart(lake_episodes, tmp_path: Path) -> None:
+    rgb = lake_episodes[0].image
+    left, right = fields(rgb), fields(rgb, frame_id="right")
+    write_images(tmp_path / "bag", {IMAGE_TOPIC: [left, left, right, left]})
+    frames, problem = frames_of(tmp_path / "bag")
+    assert len(frames) == 2
+    assert "image 2 has frame_id 'right', those before 'camera'" in problem
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda database: database.execute("DROP TABLE message_definitions"),
+        lambda database: database.executescript(
+            "DROP TABLE message_definitions; DROP TABLE schema; DROP TABLE metadata;"
+            "ALTER TABLE topics DROP COLUMN type_description_hash"
+        ),
+    ],
+    ids=["cut", "before Iron"],
+)
+def test_a_bag_without_definitions_is_read_by_those_of_a_distribution(
+    change: Callable[[sqlite3.Connection], object], lake_episodes, tmp_path: Path
+) -> None:
+    bag = tmp_path / "bag"
+    list(write_episodes(bag, iter(lake_episodes), 10.0, "sqlite3", False))
+    with closing(sqlite3.connect(data_file(bag))) as database, database:
+        change(database)
+    for name in ("ros2_foxy", "ros2_humble", "ros2_jazzy"):
+        with open_bag(bag, find_typestore(name)) as reader:
+            frames = []
+            try:
+                frames += read_frames(reader, IMAGE_TOPIC)
+            except BagError as error:
+                assert "definitions" in str(error)
+            assert [f.truth.state for f in frames if f.truth] == [e.state for e in lake_episodes]
+
+
+def write_defined(bag: Path, topic: str, kind: str, definition: str, data: list[bytes]) -> None:
+    """Write messages of a type with a definition of our own."""
+    with new_bag(bag, "mcap", overwrite=False) as writer:
+        digest = "RIHS01_" + 64 * "0"
+        connection = writer.add_connection(topic, kind, msgdef=definition, rihs01=digest)
+        for number, message in enumerate(data):
+            writer.write(connection, 10**9 + number, message)
+
+
+def test_the_bags_own_definitions_come_first(lake_episodes, tmp_path: Path) -> None:
+    """Here an image has a field more than in any distribution; its header is defined elsewhere."""
+    bag, store = tmp_path / "bag", get_typestore(TYPESTORE)
+    usual, _ = store.generate_msgdef(IMAGE, ros_version=2)
+    own = usual.split("=" * 80)[0] + "uint8 mood\n"
+    write_images(tmp_path / "usual", {IMAGE_TOPIC: [fields(lake_episodes[0].image)]})
+    [(_, usual_data)] = raw_messages(tmp_path / "usual", IMAGE_TOPIC)
+    write_defined(bag, IMAGE_TOPIC, IMAGE, own, [usual_data + b"\x07"])
+    [frame], problem = frames_of(bag)
+    assert (frame.image.mood, problem) == (7, "")
+    assert (rgb_from_message(frame.image) == lake_episodes[0].image).all()
+
+
+def test_definitions_in_idl_are_understood(tmp_path: Path) -> None:
+    text = "module std_msgs { module msg { struct String { string data; }; }; };\n"
+    idl = "=" * 80 + "\nIDL: std_msgs/msg/String\n" + text
+    store = get_typestore(TYPESTORE)
+    kind = "std_msgs/msg/String"
+    data = bytes(store.serialize_cdr(store.types[kind]("hello"), kind))
+    write_defined(tmp_path / "bag", "/said", kind, idl, [data])
+    with open_bag(tmp_path / "bag") as reader:
+        assert [message.data for _, message, _ in reader.messages("/said")] == ["hello"]
+
+
+def test_an_unknown_type_is_named(tmp_path: Path) -> None:
+    definition = "std_msgs/Header header\nfleet_msgs/Mood[] moods\n"
+    write_defined(tmp_path / "bag", IMAGE_TOPIC, IMAGE, definition, [b"\0\1\0\0"])
+    _, problem = frames_of(tmp_path / "bag")
+    assert f"the type fleet_msgs/msg/Mood on {IMAGE_TOPIC} is defined neither" in problem
+    assert "--typestore" in problem
+    with pytest.raises(BagError, match="unknown typestore 'ros2_x'; there are: ros2_dashing"):
+        find_typestore("ros2_x")
+
+
+@pytest.mark.parametrize("definition", ["", "uint8 header\n", "string data\n", "nonsense ☃"])
+def test_a_definition_that_makes_no_image_is_one_line(definition: str, tmp_path: Path) -> None:
+    write_defined(tmp_path / "bag", IMAGE_TOPIC, IMAGE, definition, [b"\0\1\0\0\1\0\0\0\0"])
+    frames, problem = frames_of(tmp_path / "bag")
+    assert frames == [] and str(tmp_path / "bag") in problem and "\n" not in problem
+
+
+def test_damage_that_only_the_truth_has_is_told_at_the_end(lake_episodes, tmp_path: Path) -> None:
+    bag, store = tmp_path / "bag", get_typestore(TYPESTORE)
+    write_images(tmp_path / "usual", {IMAGE_TOPIC: [fields(lake_episodes[0].image)]})
+    [(_, image)] = raw_messages(tmp_path / "usual", IMAGE_TOPIC)
+    with new_bag(bag, "sqlite3", overwrite=False) as writer:
+        eye = writer.add_connection(IMAGE_TOPIC, IMAGE, typestore=store)
+        truth = writer.add_connection(TRUTH_TOPIC, "std_msgs/msg/String", typestore=store)
+        for time in (1, 2, 3):
+            writer.write(eye, time, image)
+        writer.write(truth, 2, b"\0\1\0\0\xff\xff\xff\xff")
+    frames, problem = frames_of(bag)
+    assert len(frames) == 3 and "is cut off or damaged" in problem

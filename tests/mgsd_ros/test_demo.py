@@ -29,5 +29,15 @@ def test_the_demo_goes_the_whole_way(tmp_path):
     assert report["ros"]["frozenlake"]["answered"] == 3
     assert len(list((out / "pictures").glob("frozenlake-*.png"))) == 3
     assert Image.open(out / "pictures" / "sheet.png").width > 300
-    for name in ("base", "stage 1", "MGSD", "symbolic upper bound", str(out / "results.json")):
+    assert report["closed_loop"]["scenes"] == report["closed_loop"]["closed_loop"]["count"] == 9
+    assert report["closed_loop"]["succeeded"] >= 5  # this one is trained
+    assert Image.open(out / "closed_loop.gif").n_frames > 1
+    for name in (
+        "base",
+        "stage 1",
+        "MGSD",
+        "symbolic upper bound",
+        str(out / "results.json"),
+        "closed_loop.gif",
+    ):
         assert name in done.stdout

@@ -159,6 +159,31 @@ def test_parameters_change_while_it_runs_and_are_checked(
         assert not taken and reason and says in reason, (name, reason)
 
 
+def test_an_answer_that_the_model_is_not_sure_of_is_not_followed(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node(*PLACED)
+    answers = client.listen(String, "/planner/actions")
+    paths = client.listen(PathMessage, "/planner/plan")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: answers and paths)
+    confidence = json.loads(answers[0].data)["confidence"]
+    assert 0 < confidence < 1 and paths[0].poses
+    assert client.set_parameter("min_confidence", 1.0) == (True, "")
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(answers) == len(paths) == 2)
+    answer = json.loads(answers[1].data)
+    assert not paths[1].poses and answer["actions"]
+    assert answer["error"] == (
+        f"the model is not sure enough: confidence {confidence:.2f}, and min_confidence is 1.00"
+    )
+    assert client.set_parameter("min_confidence", confidence - 1e-3) == (True, "")
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 3)
+    assert paths[2].poses
+
+
 def test_planning_is_stopped_resumed_and_asked_for_once(
     start_node: StartNode, client: Client, lake_episodes
 ) -> None:

@@ -62,7 +62,7 @@ def test_thirty_frames_come_back_as_plans(
     lines = play(lake_bag, ros_env, tmp_path / "answers.jsonl")
 
     with open_bag(lake_bag) as reader:
-        frames = list(read_frames(reader, lake_bag, IMAGE_TOPIC))
+        frames = list(read_frames(reader, IMAGE_TOPIC))
     assert len(lines) == len(frames) == 30
     for line, frame in zip(lines, frames, strict=True):
         answer, truth = line["played"]["answer"], frame.truth
