@@ -1,4 +1,4 @@
-"""The commands `mgsd generate` and, from its own module, `mgsd generate-scan`."""
+"""The commands `mgsd generate` and, from modules of their own, `generate-scan` and `cases`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import time
 from pathlib import Path
 
+from sim.commands_cases import register as register_cases
 from sim.commands_scan import register as register_scan
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `generate` and `generate-scan` to the program `mgsd`."""
+    """Add `generate`, `generate-scan` and `cases` to the program `mgsd`."""
     register_scan(subparsers)
+    register_cases(subparsers)
     parser = subparsers.add_parser(
         "generate",
         help="draw scenes and write them with their truth as a data set",
@@ -33,12 +35,26 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add("--split", default="train", help="train, validation or test; they share no state or style")
     add("--seed", type=int, default=0, help="first seed; episode i has seed + i")
     add("--size", type=int, default=128, help="side of the square pictures [px], 32 to 2048")
-    add("--renderer", default="panda", help="what draws: panda (no display, no GPU) or habitat")
+    add(
+        "--renderer",
+        default="panda",
+        help="what draws: panda (no display, no GPU), habitat, or flat (boards with icons, seen "
+        "from straight above, as in public benchmarks)",
+    )
     add(
         "--styles",
         default="varied",
         help="how much the pictures differ: plain (not at all), overhead (a fixed camera above) or "
         "varied (any camera, light, texture and clutter)",
+    )
+    add(
+        "--exclude",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="benchmark cases (see `mgsd cases`) whose states are kept out of the splits train and "
+        "validation; may be given several times",
     )
     add("--workers", type=int, default=1, help="processes that draw")
     add(
@@ -77,11 +93,13 @@ def run_generate(args: argparse.Namespace) -> int:
     """Write the data set and print a JSON summary."""
     from tqdm import tqdm
 
+    from sim.cases import excluded_states
     from sim.dataset import parse_families, parse_levels, parse_part, plan_shards, write_dataset
 
     pairs = parse_levels(args.level, parse_families(args.family))
     what = (pairs, args.split, args.seed, args.count, args.size, args.renderer)
     part = parse_part(args.shard)
+    exclude = excluded_states(args.exclude)
     total = sum(shard.count for shard in plan_shards(*what, args.styles, part))
     began = time.monotonic()
     with tqdm(total=total, unit=" episodes", desc="generate", disable=None) as bar:
@@ -94,6 +112,7 @@ def run_generate(args: argparse.Namespace) -> int:
             part=part,
             ray=args.ray,
             preview=args.preview,
+            exclude=exclude,
         )
     seconds = time.monotonic() - began
     rate = {"seconds": round(seconds, 3), "episodes_per_s": round(summary["written"] / seconds, 1)}

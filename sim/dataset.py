@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from sim.index import INDEX_NAME, claimed, enter_shards, known_shards
 from sim.png import encode_png
 from sim.renderers import check_renderer, open_renderer
 from sim.sampling import check_level, check_split
-from sim.shards import FORMAT, Progress, Shard, finished_digest, read_rows, shard_size
+from sim.shards import (
+    FORMAT,
+    Progress,
+    Shard,
+    finished_digest,
+    named_exclusion,
+    read_rows,
+    shard_size,
+)
 from sim.style import check_styles
 
 __all__ = [
@@ -53,6 +61,11 @@ MAX_PARTS = 100_000
 #: A killed run leaves at most the shards of this time [s] out of the index; the next finds them.
 _ENTER_EVERY = 2.0
 
+#: Digests of states that are kept out of training and validation, by family and level.
+Exclusion = Mapping[tuple[str, int], frozenset[str]]
+
+_NOTHING: Exclusion = {}
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,8 +78,11 @@ def generate_episodes(
     size: int = 128,
     renderer: str = "panda",
     styles: str = "varied",
+    exclude: Exclusion = _NOTHING,
 ) -> Iterator[Episode]:
     """Yield episodes with the seeds `seed` to `seed + count - 1`, pictures of `size` × `size` px.
+
+    No episode of the splits train and validation has a state of `exclude`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -76,7 +92,8 @@ def generate_episodes(
     check_request([(family, level)], split, seed, count, size, renderer, styles)
     with open_renderer(renderer) as drawer:
         for own_seed in range(seed, seed + count):
-            yield draw_episode(drawer, family, level, split, own_seed, size, styles)
+            left_out = _left_out(exclude, family, level, split)
+            yield draw_episode(drawer, family, level, split, own_seed, size, styles, left_out)
 
 
 def check_request(
@@ -168,6 +185,7 @@ def plan_shards(
     renderer: str = "panda",
     styles: str = "varied",
     part: tuple[int, int] = (0, 1),
+    exclude: Exclusion = _NOTHING,
 ) -> list[Shard]:
     """Return the shards of part (i, n) of a data set; the parts are disjoint and of like size.
 
@@ -184,8 +202,20 @@ def plan_shards(
     for family, level in sorted(pairs, key=lambda pair: -pair[1]):
         for i, start in enumerate(range(0, count, full)):
             rows = min(full, count - start)
-            shard = Shard(family, level, split, seed + start, rows, i, size, renderer, styles)
-            shards.append(shard)
+            shards.append(
+                Shard(
+                    family,
+                    level,
+                    split,
+                    seed + start,
+                    rows,
+                    i,
+                    size,
+                    renderer,
+                    styles,
+                    _left_out(exclude, family, level, split),
+                )
+            )
     first, step = part
     return shards[first::step]
 
@@ -204,6 +234,7 @@ def write_dataset(
     part: tuple[int, int] = (0, 1),
     ray: str = "",
     preview: int = 0,
+    exclude: Exclusion = _NOTHING,
 ) -> dict[str, int]:
     """Write `count` episodes of each (family, level) into the directory `out`.
 
@@ -225,6 +256,8 @@ def write_dataset(
             one directory; all of them make the same bytes as (0, 1) does.
         ray: address of a Ray cluster that draws, see `sim.ray_pool`; "" draws on this machine.
         preview: number of episodes to show in `PREVIEW_NAME` before the first shard is drawn.
+        exclude: states that no episode of the splits train and validation has; in their place the
+            next states that the seeds give are taken.
 
     Returns:
         {"episodes": of this part, "written": drawn now, "shards": files of this part}.
@@ -234,7 +267,7 @@ def write_dataset(
         DatasetError: `out` was made with other arguments, or another program is writing to it.
         OSError: a file cannot be written, a renderer or Ray is not there, or a worker died.
     """
-    shards = plan_shards(pairs, split, seed, count, size, renderer, styles, part)
+    shards = plan_shards(pairs, split, seed, count, size, renderer, styles, part, exclude)
     if workers < 1:
         raise DatasetError(f"workers must be at least 1, not {workers}")
     if not 0 <= preview <= len(pairs) * count:
@@ -245,7 +278,7 @@ def write_dataset(
         check_ray(ray)
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is not a directory")
-    arguments = _arguments(pairs, split, seed, count, size, renderer, styles)
+    arguments = _arguments(pairs, split, seed, count, size, renderer, styles, exclude)
     with _saying_when_full(out):
         if not out.exists():
             _check_space(out, shards)
@@ -267,7 +300,7 @@ def write_dataset(
             # The arguments before the first shard, and what a killed run had not entered.
             enter_shards(out, lock, arguments, found)
             if preview and part[0] == 0:
-                _write_preview(out, pairs, split, seed, preview, size, renderer, styles)
+                _write_preview(out, pairs, split, seed, preview, size, renderer, styles, exclude)
             done: dict[str, Any] = {}
             entered_at = time.monotonic()
             for shard, digest in _drawn(out, missing, workers, ray, progress):
@@ -291,6 +324,7 @@ def _arguments(
     size: int,
     renderer: str,
     styles: str,
+    exclude: Exclusion,
 ) -> dict[str, Any]:
     """Return what `dataset.json` holds of the arguments of `write_dataset`."""
     common = {
@@ -301,8 +335,16 @@ def _arguments(
         "styles": styles,
     }
     own = {"count": count, "seed": seed}
-    parts = {f"{family}-{level}-{split}": own for family, level in sorted(set(pairs))}
+    parts = {
+        f"{family}-{level}-{split}": own | named_exclusion(_left_out(exclude, family, level, split))
+        for family, level in sorted(set(pairs))
+    }
     return {"common": common, "parts": parts}
+
+
+def _left_out(exclude: Exclusion, family: str, level: int, split: str) -> frozenset[str]:
+    """Return the digests of the states that episodes must not have; in the split test any may."""
+    return frozenset() if split == "test" else exclude.get((family, level), frozenset())
 
 
 def _entry(shard: Shard, digest: str) -> dict[str, Any]:
@@ -369,6 +411,7 @@ def _write_preview(
     size: int,
     renderer: str,
     styles: str,
+    exclude: Exclusion,
 ) -> None:
     """Write pictures of the first episodes of every family and level, with captions."""
     from sim.drawing import contact_sheet, draw_plan
@@ -378,7 +421,8 @@ def _write_preview(
         for i in range(number):
             family, level = pairs[i % len(pairs)]
             own_seed = seed + i // len(pairs)
-            episode = draw_episode(drawer, family, level, split, own_seed, size, styles)
+            left_out = _left_out(exclude, family, level, split)
+            episode = draw_episode(drawer, family, level, split, own_seed, size, styles, left_out)
             plan = " ".join(action.value for action in episode.plan)
             caption = f"{family} {level}, seed {own_seed}: {plan}"
             pictures.append(draw_plan(episode.image, [], lambda cell: (0, 0), caption=caption))

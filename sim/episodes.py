@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from sim.png import encode_png
 from sim.readback import check_state
 from sim.renderers import Renderer
 from sim.sampling import SPLITS, check_split, sample_split
-from sim.scene import build_scene, grid_of
+from sim.scene import grid_of
 from sim.states import State, state_from_dict, state_to_dict
 from sim.style import check_styles
 
@@ -89,16 +90,25 @@ def style_seed(family: str, level: int, split: str, seed: int) -> int:
 
 
 def draw_episode(
-    drawer: Renderer, family: str, level: int, split: str, seed: int, size: int, styles: str
+    drawer: Renderer,
+    family: str,
+    level: int,
+    split: str,
+    seed: int,
+    size: int,
+    styles: str,
+    exclude: Collection[str] = (),
 ) -> Episode:
     """Return the episode of a seed with a picture of `size` × `size` px.
+
+    `exclude` holds the digests of states that it must not have.
 
     Raises:
         sim.readback.ReadbackError: the renderer's world does not hold the state it was built from.
     """
     style = style_seed(family, level, split, seed)
-    meant = sample_split(family, level, split, seed)
-    scene = build_scene(meant, style, size, size, styles=styles)
+    meant = sample_split(family, level, split, seed, exclude)
+    scene = drawer.build(meant, style, size, styles)
     state = check_state(drawer.read_state(scene), meant)
     plan = solve(state)
     assert plan is not None, "sampled states have a plan"

@@ -148,9 +148,9 @@ def _check(index: Mapping[str, Any], arguments: Mapping[str, Any], out: Path) ->
         compared.append((f"{out}: {part}", index["parts"].get(part, {}), wanted))
     for where, there, wanted in compared:
         differing = [
-            f"{name} {there.get(name)} (now {value})"
-            for name, value in wanted.items()
-            if there and there.get(name) != value
+            f"{name} {there.get(name)} (now {wanted.get(name)})"
+            for name in (there | wanted if there else {})
+            if there.get(name) != wanted.get(name)
         ]
         if differing:
             raise DatasetError(

@@ -12,18 +12,19 @@ from contextlib import AbstractContextManager
 from typing import Self
 
 from sim.camera import Camera, Frame
-from sim.scene import Scene
+from sim.scene import Scene, build_scene
 from sim.states import State
 
 #: Names that `open_renderer` takes.
-RENDERERS = ("habitat", "panda")
+RENDERERS = ("habitat", "panda", "flat")
 
-_MODULES = {"habitat": "habitat_sim", "panda": "panda3d"}
+_MODULES = {"habitat": "habitat_sim", "panda": "panda3d", "flat": "PIL"}
 _INSTALL = {
     "habitat": "habitat-sim is not installed: conda install habitat-sim withbullet headless -c "
     "conda-forge -c aihabitat-nightly, or pip install "
     "git+https://github.com/facebookresearch/habitat-sim; --renderer panda needs neither",
     "panda": "panda3d is not installed: pip install 'mgsd_ros[sim]'",
+    "flat": "pillow is not installed: pip install mgsd_ros",
 }
 
 
@@ -45,6 +46,13 @@ class Renderer(AbstractContextManager["Renderer"], ABC):
     """
 
     name: str
+
+    def build(self, state: State, style_seed: int | None, size: int, styles: str) -> Scene:
+        """Return a scene of a state with the camera of this renderer's pictures, `size` px square.
+
+        See `sim.scene.build_scene` for the other arguments and the errors.
+        """
+        return build_scene(state, style_seed, size, size, styles=styles)
 
     @abstractmethod
     def render(
@@ -97,10 +105,15 @@ def check_renderer(name: str) -> str:
 
 def open_renderer(name: str) -> Renderer:
     """Open a renderer; see `check_renderer` for the errors."""
-    if check_renderer(name) == "habitat":
+    check_renderer(name)
+    if name == "habitat":
         from sim.habitat import HabitatRenderer
 
         return HabitatRenderer()
+    if name == "flat":
+        from sim.flat import FlatRenderer
+
+        return FlatRenderer()
     from sim.panda import PandaRenderer
 
     return PandaRenderer()

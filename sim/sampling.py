@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from sim.family import FAMILIES, find_family
 from sim.planning import solve
@@ -74,8 +75,15 @@ def sample(family: str, level: int, seed: int) -> State:
     raise LevelError(f"of {_MOST_DRAWS} random states of {family} {level} none has a plan")
 
 
-def sample_split(family: str, level: int, split: str, seed: int) -> State:
+def sample_split(
+    family: str, level: int, split: str, seed: int, exclude: Collection[str] = ()
+) -> State:
     """Return a random solvable state of `split`, deterministic in its arguments.
+
+    Args:
+        family, level, split: what the state is to be.
+        seed: of the draws; the first state drawn that will do is taken.
+        exclude: digests (`sim.states.state_digest`) of states that are not to be returned.
 
     Raises:
         UnknownFamilyError, LevelError, SplitError: one of these does not exist, or no state of the
@@ -84,11 +92,12 @@ def sample_split(family: str, level: int, split: str, seed: int) -> State:
     check_split(split)
     for attempt in range(_MOST_DRAWS):
         state = sample(family, level, _mix(seed, attempt))
-        if split_of(state) == split:
+        if split_of(state) == split and not (exclude and state_digest(state) in exclude):
             return state
+    left = " once the excluded states are left out" if exclude else ""
     raise LevelError(
-        f"of {_MOST_DRAWS} random states of {family} {level} none belongs to the split {split}: "
-        "the level has too few states"
+        f"of {_MOST_DRAWS} random states of {family} {level} none belongs to the split {split}"
+        f"{left}: the level has too few states"
     )
 
 

@@ -10,7 +10,7 @@ import atexit
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,7 @@ class Shard:
         size: side of the pictures [px].
         renderer: that draws, one of `sim.renderers.RENDERERS`.
         styles: one of `sim.style.STYLES`.
+        exclude: digests of states of this family and level that no episode must have.
     """
 
     family: str
@@ -66,6 +67,7 @@ class Shard:
     size: int
     renderer: str
     styles: str
+    exclude: frozenset[str] = frozenset()
 
     @property
     def file_name(self) -> str:
@@ -82,7 +84,14 @@ def draw_shard(drawer: Renderer, shard: Shard, progress: Progress) -> memoryview
     try:
         for seed in range(shard.seed, shard.seed + shard.count):
             episode = draw_episode(
-                drawer, shard.family, shard.level, shard.split, seed, shard.size, shard.styles
+                drawer,
+                shard.family,
+                shard.level,
+                shard.split,
+                seed,
+                shard.size,
+                shard.styles,
+                shard.exclude,
             )
             rows.append(episode_to_row(episode))
             progress(1)
@@ -116,7 +125,16 @@ def _leaves() -> list[str]:
 
 
 def _arguments(shard: Shard) -> dict[str, Any]:
-    return {"format": FORMAT} | asdict(shard)
+    arguments = {"format": FORMAT} | asdict(shard)
+    del arguments["exclude"]
+    return arguments | named_exclusion(shard.exclude)
+
+
+def named_exclusion(exclude: Collection[str]) -> dict[str, str]:
+    """Return what names a set of excluded states among a data set's arguments: nothing if empty."""
+    if not exclude:
+        return {}
+    return {"exclude": hashlib.sha256(" ".join(sorted(exclude)).encode()).hexdigest()[:16]}
 
 
 def sha256(data: memoryview) -> str:
@@ -163,11 +181,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise _damaged(path, error) from error
     if not columns.equals(COLUMNS):
         raise DatasetError(f"{path} has other columns than a data set of this version")
+    found = 0
     try:
         for batch in file.iter_batches(batch_size=100):
+            found += batch.num_rows
             yield from batch.to_pylist()
     except damage as error:
         raise _damaged(path, error) from error
+    # A page whose head is damaged can read as one without rows.
+    if found != file.metadata.num_rows:
+        raise DatasetError(f"{path} is damaged: {found} rows of {file.metadata.num_rows} are left")
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
