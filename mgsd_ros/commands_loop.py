@@ -42,7 +42,7 @@ def register_loop(subparsers: argparse._SubParsersAction) -> None:
     add("--split", default="test", help="train, validation or test")
     add("--styles", default="overhead", help="how the scenes differ: plain, overhead or varied")
     add("--size", type=int, default=256, help="side of the pictures [px], 32 to 2048")
-    add("--renderer", default="panda", help="what draws: panda or habitat")
+    add("--renderer", default="panda", help="what draws: panda, habitat or flat")
     add(
         "--bundle",
         type=Path,
