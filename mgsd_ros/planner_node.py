@@ -467,7 +467,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         node = PlannerNode()
-    except ParameterError as error:
+    except (ParameterError, RuntimeError) as error:  # the latter where the middleware refuses
         rclpy.logging.get_logger("planner").fatal(_one_line(error))
         rclpy.shutdown()
         return 2

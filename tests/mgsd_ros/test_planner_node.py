@@ -295,3 +295,19 @@ def test_what_cannot_work_ends_with_status_2_and_one_line(
     assert "Traceback" not in errors
     ours = [line for line in errors.splitlines() if "planner" in line and "[rcl]" not in line]
     assert len(ours) == 1, errors
+
+
+def test_a_middleware_that_refuses_is_one_line_too(ros_env: dict[str, str], tmp_path: Path) -> None:
+    """With or without its security libraries, Fast DDS makes no participant of no keys."""
+    (tmp_path / "enclaves" / "planner").mkdir(parents=True)
+    env = ros_env | {
+        "ROS_SECURITY_ENABLE": "true",
+        "ROS_SECURITY_STRATEGY": "Enforce",
+        "ROS_SECURITY_KEYSTORE": str(tmp_path),
+        "ROS_SECURITY_ENCLAVE_OVERRIDE": "/planner",
+    }
+    done = subprocess.run(node_command(), env=env, capture_output=True, timeout=60)
+    errors = done.stderr.decode()
+    assert done.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert len([line for line in errors.splitlines() if "[planner]" in line]) == 1, errors
