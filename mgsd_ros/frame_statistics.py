@@ -50,12 +50,17 @@ class FrameStatistics:
         self._arrivals: deque[float] = deque(maxlen=1000)
         self._plans: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_PLANS)
         self._troubles: dict[Level, float] = {}
+        self._blind_since: float | None = None
 
     def received(self) -> None:
         """Count a frame that arrived."""
         self.counts["received"] += 1
         self._last_frame = self.clock()
         self._arrivals.append(self._last_frame)
+
+    def seen(self) -> None:
+        """Note that a frame could be used."""
+        self._blind_since = None
 
     def planned(self, seconds: float, age: float) -> None:
         """Count a plan.
@@ -72,11 +77,19 @@ class FrameStatistics:
         self.counts[fate] += 1
         self.last_error = text
         self._troubles[level] = self.clock()
+        if self._blind_since is None:
+            self._blind_since = self.clock()
 
     @property
     def silent(self) -> float:
         """Time without a frame [s]."""
         return self.clock() - self._last_frame
+
+    @property
+    def blind(self) -> float:
+        """Time without a frame, or with such alone that could not be used [s]."""
+        since = self._blind_since
+        return max(self.silent, 0.0 if since is None else self.clock() - since)
 
     def health(self, frame_timeout: float) -> tuple[Level, str]:
         """Return how the node does, and that in words.

@@ -152,7 +152,8 @@ class PlannerParameters:
     frame_timeout: float = _parameter(
         "frame_timeout",
         2.0,
-        "Without a frame for this long, /diagnostics reports an error [s].",
+        "Without a frame for this long, /diagnostics reports an error, and without one that can be "
+        "used, ~/plan is emptied [s].",
         minimum=0.1,
         maximum=3600.0,
     )
@@ -407,7 +408,14 @@ def changed(
                 f"parameter {name} is read when the node is configured; clean it up first"
             )
         given[fields[name].name] = _plain(fields[name], value)
-    return dataclasses.replace(current, **given)
+    new = dataclasses.replace(current, **given)
+    if is_configured and new.work_area() != current.work_area():
+        # The path would be laid out anew, and the picture still be cut out as before.
+        raise ParameterError(
+            "the work area follows from area, grid and camera as they were when the node was "
+            "configured; clean it up first"
+        )
+    return new
 
 
 def warn_unknown(node: Node) -> list[str]:

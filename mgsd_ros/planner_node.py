@@ -15,8 +15,9 @@ second how it does. Services: `~/enable` (std_srvs/SetBool) stops and resumes pl
 
 configure loads the bundle and warms it up, activate begins to listen, deactivate stops and leaves
 an empty path behind, cleanup lets go of everything. Frames that cannot be used are counted and
-warned about; they give no plan. This module is the wiring: what an image, an answer or a message
-is, the modules it imports know.
+warned about; they give no plan. When nothing else has come for `frame_timeout`, or planning is
+switched off, an empty path takes the last one's place. This module is the wiring: what an image, an
+answer or a message is, the modules it imports know.
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ _DIAGNOSTICS_PERIOD = 1.0
 _ONCE_TIMEOUT = 10.0
 
 
+_USAGE = """\
+usage: planner_node [--ros-args [-p NAME:=VALUE] [--params-file FILE] [-r FROM:=TO] …]
+
+The ROS 2 node `planner`: camera images in, plans out. Parameters, by `ros2 param describe` or in
+docs/parameters.md; those of most use: family, bundle, grid.cell_size. For example
+
+    planner_node --ros-args -p family:=maze -r image_raw:=/camera/image_raw
+"""
+
+
 def _transition(
     callback: Callable[[PlannerNode], None],
 ) -> Callable[[PlannerNode, LifecycleState], TransitionCallbackReturn]:
@@ -117,7 +128,6 @@ class PlannerNode(LifecycleNode):
         settings: the parameters.
         statistics: of the frames since the node was activated.
         is_shut_down: it is in its last state.
-        gave_up: a plan did not end in time; its thread may still be at work.
 
     Raises:
         ParameterError: a parameter that it is started with is wrong.
@@ -129,7 +139,10 @@ class PlannerNode(LifecycleNode):
         parameters.warn_unknown(self)
         self.add_on_set_parameters_callback(self._on_parameters)
         self.statistics = FrameStatistics()
-        self.is_shut_down = self.gave_up = False
+        self.is_shut_down = False
+        self._given_up: list[FrameWorker[bytes]] = []
+        self._is_followed = False
+        self._listeners = 0
         self._planner: Planner | None = None
         self._worker: FrameWorker[bytes] | None = None
         self._enabled = True
@@ -142,6 +155,11 @@ class PlannerNode(LifecycleNode):
         self._warned: dict[str, tuple[float, int]] = {}
 
     # --- transitions ----------------------------------------------------------------------------
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether a plan that did not end in time is still at work."""
+        return not all(worker.stop(0.0) for worker in self._given_up)
 
     @_transition
     def on_configure(self) -> None:
@@ -182,6 +200,8 @@ class PlannerNode(LifecycleNode):
     @_transition
     def on_activate(self) -> None:
         """Begin to plan on what the camera sends."""
+        if self.gave_up:  # an engine does one thing at a time
+            raise ValueError("a plan that was given up is still at work; try again later")
         self.statistics, self._seen, self._calibration = FrameStatistics(), None, None
         self._worker = FrameWorker(self._plan_frame, self._period)
         reliability = ReliabilityPolicy[self.settings.reliability.upper()]
@@ -230,7 +250,7 @@ class PlannerNode(LifecycleNode):
             self.destroy_subscription(self._infos)
             self._infos = None
         if not worker.stop(_STOP_TIMEOUT):
-            self.gave_up = True
+            self._given_up.append(worker)
             self.get_logger().warning("the plan at work did not end in time and is given up")
         counts = self.statistics.counts
         counts["replaced"] = worker.replaced
@@ -240,9 +260,8 @@ class PlannerNode(LifecycleNode):
             f"{counts['unchanged']} unchanged, {counts['unusable']} not usable, "
             f"{counts['failed']} failed"
         )
-        seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
-        header = FrameHeader(seconds, nanoseconds, self.settings.grid_frame_id)
-        self._publish(failure_to_dict(why, header, self._the_planner()), header)
+        self._is_followed = True  # by now whatever was published counts
+        self._withdraw(why)
         self._answer_once(None)
 
     def _let_go(self) -> None:
@@ -269,10 +288,13 @@ class PlannerNode(LifecycleNode):
             self.settings = parameters.changed(self.settings, values, self._planner is not None)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._seen = None  # the same picture may now lead elsewhere
         return SetParametersResult(successful=True)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._enabled = bool(request.data)
+        self._enabled, self._seen = bool(request.data), None
+        if not self._enabled and self._worker is not None:
+            self._withdraw("planning was switched off")
         response.success = True
         response.message = "planning" if self._enabled else "not planning"
         self.get_logger().info(f"~/enable: {response.message}")
@@ -341,8 +363,10 @@ class PlannerNode(LifecycleNode):
             infos = self.resolve_topic_name("camera_info")
             rgb = answerer.picture(message, self._calibration, infos)
             if self._is_unchanged(rgb):
+                statistics.seen()
                 statistics.counts["unchanged"] += 1
                 return
+            statistics.seen()
             response = planner.plan(rgb)
             if self._worker is None or statistics is not self.statistics:
                 return  # deactivated meanwhile: the empty path that was left then is the last word
@@ -352,13 +376,14 @@ class PlannerNode(LifecycleNode):
             text = not_usable(error)
             statistics.trouble("unusable", Level.WARN, text)
             self._warn(type(error).__name__, text)
+            self._answer_once(failure_to_dict(text, header or FrameHeader(0, 0, ""), planner))
         except Exception as error:
             # Whatever the engine says about this frame, the next one may be better; a robot that
             # follows the last plan must learn that there is none for what it sees now.
             text = planning_failed(error)
             statistics.trouble("failed", Level.ERROR, text)
             self._warn("failed", text)
-            if header is not None and self._worker is not None:
+            if header is not None and self._worker is not None and statistics is self.statistics:
                 self._publish(failure_to_dict(text, header, planner), header)
         else:
             statistics.planned(time.monotonic() - began, self._age(header))
@@ -374,6 +399,11 @@ class PlannerNode(LifecycleNode):
         if not threshold:
             self._seen = None
             return False
+        listeners = self._overlays.get_subscription_count()
+        listeners += self._markers.get_subscription_count()
+        if listeners > self._listeners:
+            self._seen = None  # whoever has come since has seen nothing yet
+        self._listeners = listeners
         seen = summary(rgb)
         if self._seen is not None and not self._once and difference(seen, self._seen) <= threshold:
             return True
@@ -389,13 +419,24 @@ class PlannerNode(LifecycleNode):
         poses = route(answer, grid)
         self._plans.publish(messages.path_message(poses, image, frame_id))
         self._actions.publish(messages.text_message(to_json(answer)))
-        if grid is not None and self._markers.get_subscription_count():
-            size = grid.cell_size
-            self._markers.publish(messages.markers_message(poses, size, image, frame_id))
+        self._is_followed = answer["error"] is None
+        if grid is not None:
+            # Where nobody listens nothing is drawn, and nothing of before is left for late joiners.
+            shown = poses if self._markers.get_subscription_count() else []
+            markers = messages.markers_message(shown, grid.cell_size, image, frame_id)
+            self._markers.publish(markers)
         if rgb is not None and self._overlays.get_subscription_count():
             drawn = draw_answer(rgb, answer)
             self._overlays.publish(messages.image_message(drawn, image))
         self._answer_once(answer)
+
+    def _withdraw(self, why: str) -> None:
+        """Leave an empty path behind if there is one to be followed."""
+        if not self._is_followed:
+            return
+        seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
+        header = FrameHeader(seconds, nanoseconds, self.settings.grid_frame_id)
+        self._publish(failure_to_dict(why, header, self._the_planner()), header)
 
     # --- what it tells --------------------------------------------------------------------------
 
@@ -411,6 +452,8 @@ class PlannerNode(LifecycleNode):
         else:
             statistics.counts["replaced"] = worker.replaced
             level, text = statistics.health(self.settings.frame_timeout)
+            if (blind := statistics.blind) > self.settings.frame_timeout:
+                self._withdraw(f"nothing usable has been seen for {blind:.1f} s")
             if level is Level.OK and self.settings.grid() is None:
                 level, text = Level.WARN, "the grid is not calibrated: ~/plan stays empty"
         values = {
@@ -459,6 +502,17 @@ def main(args: Sequence[str] | None = None) -> int:
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _frame: signals.append(received))
+    extra = _outside_of_ros_args((sys.argv if args is None else args)[1:])
+    if extra:
+        if extra in (["-h"], ["--help"]):
+            print(_USAGE)
+            return 0
+        print(
+            f"planner: unknown arguments {' '.join(extra)}: parameters and remappings stand after "
+            "--ros-args",
+            file=sys.stderr,
+        )
+        return 2
     try:
         # Our own handlers, because rclpy's take the publishers away from a plan that is at work.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -496,6 +550,18 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(0)  # its thread still runs in the engine and must not outlive what it uses
     return 0
+
+
+def _outside_of_ros_args(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are not between --ros-args and --, which rcl would pass over."""
+    outside: list[str] = []
+    is_inside = False
+    for argument in arguments:
+        if argument == ("--" if is_inside else "--ros-args"):
+            is_inside = not is_inside
+        elif not is_inside:
+            outside.append(argument)
+    return outside
 
 
 def _newest(

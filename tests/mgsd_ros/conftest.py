@@ -44,6 +44,8 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
     ) -> Node:
         if bundle is not None:
             arguments = (*arguments, "-p", f"bundle:={bundle}")
+        # Tests look at single frames, on machines that may be slow.
+        arguments = ("-p", "frame_timeout:=60.0", *arguments)
         output = tmp_path / f"node{len(nodes)}.log"
         with output.open("wb") as file:
             process = subprocess.Popen(

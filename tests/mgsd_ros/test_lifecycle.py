@@ -101,8 +101,12 @@ def test_a_plan_that_ends_after_the_node_was_deactivated_is_not_published(
     client.spin_until(lambda: "a plan is at work" in node.log())
     assert client.transition("deactivate")
     client.spin_until(lambda: paths)
+    # An engine does one thing at a time.
+    assert not client.transition("activate")
+    assert "a plan that was given up is still at work" in node.log()
     client.spin_for(4)
     assert "given up" in node.log() and [len(path.poses) for path in paths] == [0]
+    assert client.transition("activate")
     assert "Traceback" not in node.log()
 
 
@@ -182,6 +186,65 @@ def test_an_answer_that_the_model_is_not_sure_of_is_not_followed(
     publish(lake_episodes[0].image)
     client.spin_until(lambda: len(paths) == 3)
     assert paths[2].poses
+
+
+def test_a_path_is_not_left_to_be_followed_blindly(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node(*PLACED, "-p", "frame_timeout:=1.0")
+    paths = client.listen(PathMessage, "/planner/plan", latched=True)
+    answers = client.listen(String, "/planner/actions")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == len(answers) == 2)
+    assert paths[0].poses and not paths[1].poses  # the camera has fallen silent
+    assert "nothing usable has been seen for" in json.loads(answers[-1].data)["error"]
+    client.spin_for(1.5)
+    assert len(paths) == 2  # that is said once
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 3)
+    assert paths[2].poses
+    # Frames come, but none that can be used.
+    dark = client.node.create_publisher(Image, "/image_raw", 1)
+    until = time.monotonic() + 20
+    while len(paths) == 3:
+        assert time.monotonic() < until
+        dark.publish(Image(height=1, width=1, step=2, encoding="16UC1"))
+        client.spin_for(0.1)
+    assert not paths[3].poses
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 5)
+    client.call(SetBool, "enable", data=False)
+    client.spin_until(lambda: len(paths) >= 6)
+    assert paths[4].poses and not paths[5].poses
+
+
+def test_a_still_scene_is_planned_on_again_when_more_than_the_picture_changes(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node(*PLACED, "-p", "change_threshold:=5.0")
+    paths = client.listen(PathMessage, "/planner/plan")
+    publish = client.camera()
+
+    def see(times: int = 4) -> None:
+        for _ in range(times):
+            publish(lake_episodes[0].image)
+            client.spin_for(0.25)
+
+    see()
+    assert len(paths) == 1
+    assert client.set_parameter("grid.origin_x", 10.0) == (True, "")
+    see()
+    assert len(paths) == 2
+    assert paths[1].poses[0].pose.position.x == paths[0].poses[0].pose.position.x + 10
+    # Whoever comes late sees the route as it is, and not one of before.
+    markers = client.listen(MarkerArray, "/planner/markers", latched=True)
+    client.spin_for(1.0)
+    assert all(len(message.markers) == 1 for message in markers)  # nothing is drawn yet
+    see()
+    assert len(paths) == 3
+    line = markers[-1].markers[1]
+    assert [point.x for point in line.points] == [p.pose.position.x for p in paths[2].poses]
 
 
 def test_planning_is_stopped_resumed_and_asked_for_once(

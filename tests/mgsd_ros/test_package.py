@@ -27,7 +27,7 @@ from installation import (
 from ros_processes import ROOT, STARTED, Client, Node, StartNode
 
 from mgsd_ros.grid_frame import GridFrame
-from mgsd_ros.parameters import ParameterError, PlannerParameters
+from mgsd_ros.parameters import ParameterError, PlannerParameters, changed
 
 LAUNCH = ROOT / "launch" / "planner.launch.py"
 ROS_PACKAGES = re.compile(r"^(rclpy|launch|launch_ros|ament_index_python|rcl_interfaces|\w+_msgs)$")
@@ -82,6 +82,19 @@ def test_every_parameter_is_described_and_bounded() -> None:
 def test_a_wrong_parameter_is_named(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(says)):
         PlannerParameters(**changes)  # type: ignore[arg-type]
+
+
+def test_a_work_area_that_follows_from_the_grid_is_not_moved_while_it_is_in_use() -> None:
+    """The path would be laid out anew, and the picture still be cut out as before."""
+    by_pose = PlannerParameters(area_cells=3, grid_cell_size=0.5, camera_z=2.0)
+    for change in ({"grid.origin_x": 1.0}, {"grid.yaw": 1.0}, {"camera.z": 3.0}):
+        with pytest.raises(ParameterError, match="clean it up first"):
+            changed(by_pose, change, is_configured=True)
+        changed(by_pose, change, is_configured=False)
+    assert changed(by_pose, {"max_rate": 2.0}, is_configured=True).max_rate == 2.0
+    corners = (0.0, 0.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0)
+    by_corners = PlannerParameters(area_cells=3, area_corners=corners, grid_cell_size=0.5)
+    assert changed(by_corners, {"grid.origin_x": 1.0}, is_configured=True).grid_origin_x == 1.0
 
 
 def test_the_grid_is_there_when_calibrated() -> None:

@@ -297,6 +297,19 @@ def test_what_cannot_work_ends_with_status_2_and_one_line(
     assert len(ours) == 1, errors
 
 
+@pytest.mark.parametrize("arguments", [("-p", "family:=maze"), ("family:=maze",), ("--foo",)])
+def test_parameters_outside_of_ros_args_are_not_passed_over(
+    ros_env: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "mgsd_ros.planner_node", *arguments]
+    done = subprocess.run(command, env=ros_env, capture_output=True, timeout=60, text=True)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"planner: unknown arguments {' '.join(arguments)}")
+    done = subprocess.run([*command[:3], "--help"], env=ros_env, capture_output=True, timeout=60)
+    assert done.returncode == 0 and b"--ros-args -p family:=maze" in done.stdout
+
+
 def test_a_middleware_that_refuses_is_one_line_too(ros_env: dict[str, str], tmp_path: Path) -> None:
     """With or without its security libraries, Fast DDS makes no participant of no keys."""
     (tmp_path / "enclaves" / "planner").mkdir(parents=True)
