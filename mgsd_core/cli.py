@@ -1,14 +1,19 @@
 """The program `mgsd`: collects the commands of the three packages and runs one.
 
-Exit status: 0 done, 1 ran but a bar was not met, 2 bad input (one line on stderr, no traceback).
+Exit status: 0 done, 1 ran but a bar was not met, 2 bad input (one line on stderr, no traceback),
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM; what was begun is cleaned up).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 
 ENTRY_POINT_GROUP = "mgsd.commands"
@@ -33,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        with _cleaned_up_on_sigterm():
+            return int(args.run(args))
     except (ValueError, OSError) as error:
         _say(args.command, " ".join(str(error).split()) or type(error).__name__)
         return 2
@@ -46,6 +52,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say(args.command, "interrupted")
         return 130
+
+
+@contextmanager
+def _cleaned_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does: temporary files and children go, too.
+
+    Not in workers: those that share a training must end at once, wherever they wait.
+    """
+    own = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        if os.getpid() != own:  # forked meanwhile
+            os.kill(os.getpid(), number)
+        for child in multiprocessing.active_children():
+            child.terminate()  # else a pool waits for what its workers have begun
+        raise SystemExit(128 + number)
+
+    is_worker = multiprocessing.parent_process() is not None or "RANK" in os.environ
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_worker or not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(command: str, text: str) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.help_text import HelpFormatter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -30,7 +32,7 @@ def register(commands: Any) -> None:
     from mgsd_core.commands_inspect import register_inspect
     from mgsd_core.commands_plan import register_plan
 
-    formatter = argparse.ArgumentDefaultsHelpFormatter
+    formatter = HelpFormatter
 
     coldstart = commands.add_parser(
         "coldstart",

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.help_text import HelpFormatter
+
 if TYPE_CHECKING:
     from mgsd_core.runtime.tensorrt_library import Gpu, Library
 
@@ -22,7 +24,7 @@ def register_engine(commands: Any) -> None:
         "the cache, where planners find it. It is kept only if it answers the bundle's golden "
         "pictures as the trained model does; TensorRT-RTX also builds where there is no GPU, and "
         "then the first planner that loads the engine checks it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sim.help_text import HelpFormatter
+
 
 def register_experiment(commands: Any) -> None:
     """Add `experiment` to the parser of `mgsd`."""
@@ -15,7 +17,7 @@ def register_experiment(commands: Any) -> None:
         help="train and judge several ways to come to a planner on the same scenes, by seed",
         description="Runs every arm of an experiment for every seed, or what is not done yet: "
         "scenes, training, evaluation. Writes results.json, table.md and success.svg.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("file", type=Path, help="the experiment (.yaml)")

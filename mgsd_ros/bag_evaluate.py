@@ -9,6 +9,7 @@ decides which frames are planned on.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -22,10 +23,19 @@ from mgsd_core.evaluate import summarise
 from mgsd_ros.answers import to_json
 from mgsd_ros.bag_digests import bag_digest, code_digest, package_version
 from mgsd_ros.bag_parameters import parameters_to_dict
+from mgsd_ros.bag_places import check_places
 from mgsd_ros.bag_plans import PlansTo, new_plans_bag
 from mgsd_ros.bag_run import BagRun, OnFrame
 from mgsd_ros.bag_schedule import take_every, take_newest
-from mgsd_ros.bags import TYPESTORE, BagError, count_frames, image_type, info_topic_of, open_bag
+from mgsd_ros.bags import (
+    TRUTH_TOPIC,
+    TYPESTORE,
+    BagError,
+    count_frames,
+    image_type,
+    info_topic_of,
+    open_bag,
+)
 from mgsd_ros.frame_answer import FrameAnswerer
 from sim.files import write_file
 
@@ -41,6 +51,7 @@ def evaluate_bag(
     out: Path,
     *,
     info_topic: str | None = None,
+    truth_topic: str = TRUTH_TOPIC,
     typestore: Stores = TYPESTORE,
     mode: str = EVERY_FRAME,
     latency: float | None = None,
@@ -53,7 +64,7 @@ def evaluate_bag(
     frames.jsonl holds a line for every frame that the planner took: the answer
     (`mgsd_ros.answers`, without timings), `index` in the bag, `true_state`, and `record`, the plan
     judged by the true state; both null where the bag does not say what is true. summary.json holds
-    what is returned but for `stages`; timings.json the seconds.
+    what is returned but for `stages` and `errors`; timings.json the seconds.
 
     In `LATENCY_AWARE` mode the clock is that of the times of receipt. `max_rate`,
     `change_threshold` and `max_frame_age` act as in the node; `EVERY_FRAME` passes over them.
@@ -65,6 +76,7 @@ def evaluate_bag(
         out: made when missing; its files of an earlier run are replaced at the end.
         info_topic: of sensor_msgs/CameraInfo, read where the parameters ask for it; None: the topic
             `camera_info` beside that of the images. A frame is seen by the newest before it.
+        truth_topic: see `mgsd_ros.bags.read_frames`.
         typestore: definitions of types that the bag itself does not define.
         mode: `EVERY_FRAME` or `LATENCY_AWARE`.
         latency: how long a plan takes [s] in `LATENCY_AWARE` mode; None: as long as it takes.
@@ -74,7 +86,8 @@ def evaluate_bag(
         progress: called with the number of frames done and that of all frames.
 
     Returns:
-        `complete`, and `problem`: why the bag could not be read to its end, else None;
+        `complete`, and `problem`: why the bag could not be read to its end, else None; `note`: what
+        else there is to be said about the bag, else None;
         `received`: frames read; `dropped`: the indices of those that the planner did not take,
         `replaced` by a newer one, `stale` or `unchanged`; `frames`: those that it took, of them
         `unusable` (images that cannot be planned on) and `failed` (the engine did); with a known
@@ -84,18 +97,22 @@ def evaluate_bag(
         recovered `state` and the same `plan`; `ages` [s] of frames when planning began and when the
         plan came, None in `EVERY_FRAME` mode; `digests`, `version` and `parameters` that it all
         depends on; what `mgsd_core.evaluate.summarise` says of the `count` frames whose truth is
-        known; and `stages`, the times {stage: {"median", "p95", "max"}} [s].
+        known; `stages`, the times {stage: {"median", "p95", "max"}} [s]; and `errors`, those of the
+        frames with how often there were any, the most frequent first.
 
     Raises:
         BagError: not one frame can be read: no bag, no images on the topic, no camera_info where
-            it is needed, another family's truth. Nothing is written then.
+            it is needed, another family's truth; or all are passed over; or results or plans would
+            take the bag's place. Nothing is written then.
         OSError: a file cannot be written.
     """
     is_timed = mode == LATENCY_AWARE
+    check_places(bag, out, None if plans is None else plans.path)
     with ExitStack() as stack:
         reader = stack.enter_context(open_bag(bag, typestore))
         image_type(reader, topic)
         total = count_frames(reader, topic)
+        digest = bag_digest(bag)
         plans_bag = None
         if plans is not None:
             plans_bag = stack.enter_context(
@@ -103,7 +120,7 @@ def evaluate_bag(
             )
         info_topic = info_topic or info_topic_of(topic)
         run = BagRun(answerer, reader, info_topic, is_timed, latency, plans_bag, on_frame)
-        frames = run.frames(topic, lambda done: progress(done, total))
+        frames = run.frames(topic, truth_topic, lambda done: progress(done, total))
         # Otherwise the number of passes for the first frame depends on what was planned before.
         answerer.warm_up()
         if is_timed:
@@ -111,23 +128,27 @@ def evaluate_bag(
             replaced = take_newest(frames, run.work, round(1e9 / rate) if rate else 0)
         else:
             replaced = take_every(frames, run.work)
-        if run.problem is not None and not run.lines:
-            raise BagError(run.problem)
+        dropped = {"replaced": replaced, "stale": run.stale, "unchanged": run.unchanged}
+        if not run.lines:
+            limit = answerer.settings.max_frame_age
+            raise BagError(run.problem or f"{bag}: {_passed_over(run.received, dropped, limit)}")
     planner = answerer.planner
     stages = stage_times(run.timings)
     summary = {
         "schema_version": SCHEMA_VERSION,
         "bag": bag.name,
         "topic": topic,
+        "truth_topic": truth_topic,
         "family": planner.family,
         "bundle": planner.bundle_digest,
         "backend": planner.backend,
         "complete": run.problem is None,
         "problem": run.problem,
+        "note": reader.note or None,
         "mode": mode,
         "latency": latency,
         "received": run.received,
-        "dropped": {"replaced": replaced, "stale": run.stale, "unchanged": run.unchanged},
+        "dropped": dropped,
         "frames": len(run.lines),
         "unusable": run.unusable,
         "failed": run.failed,
@@ -135,7 +156,7 @@ def evaluate_bag(
         "stability": stability(run.lines),
         "ages": _ages(run.ages) if is_timed and run.ages else None,
         "digests": {
-            "bag": bag_digest(bag),
+            "bag": digest,
             "bundle": planner.bundle_digest,
             "code": code_digest(),
         },
@@ -147,7 +168,18 @@ def evaluate_bag(
     write_file(out / "frames.jsonl", "".join(to_json(line) + "\n" for line in run.lines))
     write_file(out / "timings.json", _indented({"stages": stages, "frames": run.timings}))
     write_file(out / "summary.json", _indented(summary))
-    return summary | {"stages": stages}
+    errors = Counter(line["error"] for line in run.lines if line["error"] is not None)
+    return summary | {"stages": stages, "errors": errors.most_common()}
+
+
+def _passed_over(received: int, dropped: dict[str, list[int]], max_age: float) -> str:
+    words = {
+        "stale": f"older than max_frame_age ({max_age:g} s) by their stamps",
+        "replaced": "replaced by a newer one",
+        "unchanged": "unchanged",
+    }
+    why = ", ".join(f"{len(dropped[name])} {says}" for name, says in words.items() if dropped[name])
+    return f"none of {received} frames was planned on: {why}"
 
 
 def stage_times(timings: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -131,13 +131,8 @@ def new_plans_bag(
         grid: where the cells lie; None: nobody knows, and paths stay empty.
 
     Raises:
-        BagError: see `new_bag`; or it would take the place of the camera's, in the same directory
-            or on the same topic.
+        BagError: see `new_bag`; or its topics are to hold the camera's images.
     """
-    if to.path.resolve() == reader.path.resolve():
-        raise BagError(
-            f"{to.path} is the bag that is evaluated; give the plans a place of their own"
-        )
     if topic in PLAN_TOPICS:
         raise BagError(f"{topic} is a topic of plans; give one of a camera's images")
     image_type(reader, topic)

@@ -27,10 +27,13 @@ class BagReader:
         path: of the bag.
         connections: topics with their types and how many messages there are to be.
         damage: why not all of it can be read, as far as known by now; empty: nothing is wrong.
+        note: what else there is to be said about it, empty for nothing.
     """
 
-    def __init__(self, path: Path, storage: Storage, damage: str, typestore: Stores) -> None:
-        self.path, self.damage = path, damage
+    def __init__(
+        self, path: Path, storage: Storage, damage: str, note: str, typestore: Stores
+    ) -> None:
+        self.path, self.damage, self.note = path, damage, note
         self._storage, self._typestore = storage, typestore
         self.connections = list(storage.connections)
 
@@ -144,8 +147,8 @@ def open_bag(path: Path, typestore: Stores = TYPESTORE) -> Iterator[BagReader]:
         raise BagError(f"{path}: no such bag")
     with ExitStack() as stack:
         with _only_bag_errors(path):
-            storage, damage = stack.enter_context(open_storage(path))
-        yield BagReader(path, storage, damage, typestore)
+            storage, damage, note = stack.enter_context(open_storage(path))
+        yield BagReader(path, storage, damage, note, typestore)
 
 
 @contextmanager

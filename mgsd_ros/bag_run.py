@@ -79,14 +79,16 @@ class BagRun:
             self._calibrations = read_calibrations(reader, info_topic)
         self._seen: NDArray[np.float32] | None = None
 
-    def frames(self, topic: str, progress: Callable[[int], object]) -> Iterator[BagFrame]:
+    def frames(
+        self, topic: str, truth_topic: str, progress: Callable[[int], object]
+    ) -> Iterator[BagFrame]:
         """Yield a topic's frames as far as they can be used; then `problem` says why no further.
 
         `progress` is called with the number of frames that are done with.
         """
         family = self._answerer.planner.family
         try:
-            for frame in read_frames(self._reader, topic):
+            for frame in read_frames(self._reader, topic, truth_topic):
                 if frame.truth is not None and frame.truth.state.family != family:
                     raise BagError(
                         f"{self._reader.path}: frame {self.received} shows a "

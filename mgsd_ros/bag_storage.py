@@ -41,25 +41,36 @@ class Storage(Protocol):
 
 
 @contextmanager
-def open_storage(path: Path) -> Iterator[tuple[Storage, str]]:
+def open_storage(path: Path) -> Iterator[tuple[Storage, str, str]]:
     """Open a bag's directory, or one file of it, for reading.
 
     Yields:
-        The messages, and what is wrong with the bag, empty for nothing. Where it cannot be opened
-        as a whole, messages come in the order in which they were written.
+        The messages; what is wrong with the bag, and what else there is to be said about it, both
+        empty for nothing. Where it cannot be opened as a whole, messages come in the order in which
+        they were written.
 
     Raises:
         Exception: of any kind, when there is not a message that can be read.
     """
     storage: Storage
+    note = ""
     with ExitStack() as stack:
         try:
             storage, damage = stack.enter_context(Reader(path)), _broken_page(_files(path))
         except Exception as error:
-            storage, damage = _Front(_files(path)), one_line(error)
-            if not storage.connections:
+            files = _files(path)
+            is_without = path.is_dir() and not (path / "metadata.yaml").exists()
+            if is_without and not any(file.suffix in _READERS for file in files):
+                raise FileNotFoundError(
+                    f"no metadata.yaml and no {' or '.join(_READERS)} file in it"
+                ) from None
+            storage = front = _Front(files)
+            damage = one_line(error)
+            if not front.connections:
                 raise
-        yield storage, damage
+            if is_without and not front.damage and _are_whole(files):
+                damage, note = "", "it has no metadata.yaml; all messages of its files are read"
+        yield storage, damage, note
 
 
 def one_line(error: Exception) -> str:
@@ -72,6 +83,21 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(path.iterdir(), key=lambda file: (len(file.name), file.name))
+
+
+def _are_whole(files: list[Path]) -> bool:
+    """Return whether each file of a bag can be opened by itself, and nothing waits beside it."""
+    if any(file.name.endswith(("-wal", "-journal")) and file.stat().st_size for file in files):
+        return False
+    own = [file for file in files if file.suffix in _READERS]
+    try:
+        for file in own:
+            with Reader(file):
+                pass
+    except Exception:
+        # A file that is cut off or made up raises nearly anything in the parsers beneath.
+        return False
+    return not _broken_page(own)
 
 
 def _broken_page(files: list[Path]) -> str:
@@ -96,9 +122,14 @@ class _Found(NamedTuple):
 
 
 class _Front:
-    """Messages from the beginning of the first file to where one is damaged or ends early."""
+    """Messages from the beginning of the first file to where one is damaged or ends early.
+
+    Attributes:
+        damage: what ends them, empty for the end of the last file.
+    """
 
     def __init__(self, files: list[Path]) -> None:
+        self.damage = ""
         self._files = [file for file in files if file.suffix in _READERS]
         counts = Counter((f.topic, f.msgtype, f.definition) for f in self._read())
         self.connections = [
@@ -120,8 +151,9 @@ class _Front:
         for file in self._files:
             try:
                 yield from _READERS[file.suffix](file)
-            except Exception:
+            except Exception as error:
                 # A file that is cut off or made up raises nearly anything in the parsers beneath.
+                self.damage = one_line(error)
                 return
 
 

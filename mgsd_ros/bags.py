@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from mgsd_ros.answers import FrameHeader
+from mgsd_ros.bag_places import check_directory
 from mgsd_ros.bag_reader import TYPESTORE, BagError, BagReader, find_typestore, open_bag
 from mgsd_ros.work_area import CameraCalibration, WorkAreaError
 from sim import Plan, State, parse_plan, state_from_dict
@@ -97,8 +98,10 @@ def new_bag(path: Path, storage: str, overwrite: bool) -> Iterator[Writer]:
 
     Raises:
         BagError: `path` exists and is not to be overwritten, or is something else than a bag.
+        NotADirectoryError: `path` is to lie below a file.
     """
     path = path.absolute()
+    check_directory(path.parent)
     if path.exists():
         if not overwrite:
             raise BagError(f"{path} exists already; give --overwrite to replace it")
@@ -108,6 +111,7 @@ def new_bag(path: Path, storage: str, overwrite: bool) -> Iterator[Writer]:
     # lies in a directory of its own.
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    missing = [place for place in path.parents if not place.exists()]
     partial.mkdir(parents=True)
     try:
         with Writer(partial / path.name, version=9, storage_plugin=STORAGES[storage]) as writer:
@@ -117,6 +121,10 @@ def new_bag(path: Path, storage: str, overwrite: bool) -> Iterator[Writer]:
         (partial / path.name).replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            # Where there is no bag in the end, there was no use for these; else they are not empty.
+            for place in missing:
+                place.rmdir()
 
 
 def image_type(reader: BagReader, topic: str) -> str:
@@ -147,10 +155,18 @@ def info_topic_of(topic: str) -> str:
     return f"{topic.removesuffix(COMPRESSED).rpartition('/')[0]}/camera_info"
 
 
-def read_frames(reader: BagReader, topic: str) -> Iterator[BagFrame]:
+def read_frames(
+    reader: BagReader, topic: str, truth_topic: str = TRUTH_TOPIC
+) -> Iterator[BagFrame]:
     """Yield the frames of a topic in the order of their time in the bag.
 
     Of a bag that is cut off or damaged come the frames before that, then the error.
+
+    Args:
+        reader: the bag.
+        topic: of the images.
+        truth_topic: of std_msgs/String, what they show; empty: do not look. `TRUTH_TOPIC` may be
+            missing or of another type, and then nobody knows.
 
     Raises:
         BagError: the bag has no images on that topic, those of several cameras, or less than it
@@ -158,7 +174,7 @@ def read_frames(reader: BagReader, topic: str) -> Iterator[BagFrame]:
     """
     kind = image_type(reader, topic)
     count = count_frames(reader, topic)
-    truths = dict(_read_truths(reader))
+    truths = dict(_read_truths(reader, truth_topic))
     frame_id, read = None, 0
     for received, image, data in reader.messages(topic):
         try:
@@ -206,8 +222,14 @@ def _calibration(info: Any) -> CameraCalibration | None:
         return None
 
 
-def _read_truths(reader: BagReader) -> Iterator[tuple[int, Truth]]:
-    for number, (_, message, _) in enumerate(reader.messages(TRUTH_TOPIC)):
+def _read_truths(reader: BagReader, topic: str) -> Iterator[tuple[int, Truth]]:
+    if not topic:
+        return
+    if {connection.msgtype for connection in reader.on(topic)} != {TEXT_TYPE}:
+        if topic == TRUTH_TOPIC:
+            return
+        raise BagError(f"{reader.path} has no {TEXT_TYPE} on {topic}; it has: {reader.topics()}")
+    for number, (_, message, _) in enumerate(reader.messages(topic)):
         try:
             data = json.loads(message.data)
             state = state_from_dict(data["state"])
@@ -215,7 +237,7 @@ def _read_truths(reader: BagReader) -> Iterator[tuple[int, Truth]]:
             stamp = data["stamp"]["sec"] * 10**9 + data["stamp"]["nanosec"]
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise BagError(
-                f"{reader.path}: message {number} of {TRUTH_TOPIC} holds no true state "
-                f"({type(error).__name__}: {error})"
+                f"{reader.path}: message {number} of {topic} holds no true state "
+                f"({type(error).__name__}: {error}); --truth-topic names another topic, or none"
             ) from error
         yield stamp, Truth(state, plan)

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sim.help_text import HelpFormatter
+
 if TYPE_CHECKING:
     from sim.dataset import Episode
 
@@ -36,7 +38,7 @@ def _parser(
         name,
         help=short,
         description=long,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     return parser
 
@@ -137,6 +139,7 @@ def run_play_bag(args: argparse.Namespace) -> int:
     import rclpy
     from tqdm import tqdm
 
+    from mgsd_ros.bag_places import check_directory
     from mgsd_ros.bag_play import play_frames
     from mgsd_ros.bags import (
         COMPRESSED_TYPE,
@@ -153,7 +156,7 @@ def run_play_bag(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if not (math.isfinite(value) and value > 0):
             raise BagError(f"{name} must be above 0, not {value}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_directory(args.out.parent)
     lines, answered = [], 0
     with open_bag(args.bag, find_typestore(args.typestore)) as reader:
         compressed = image_type(reader, args.topic) == COMPRESSED_TYPE
@@ -169,6 +172,7 @@ def run_play_bag(args: argparse.Namespace) -> int:
                 answered += back is not None
         finally:
             rclpy.try_shutdown()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_file(args.out, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
     print(json.dumps({"frames": len(lines), "answered": answered, "out": str(args.out)}))
     return 0 if answered == len(lines) else 1

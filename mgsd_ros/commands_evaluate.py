@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+from sim.help_text import HelpFormatter
+
+# Most reasons for frames without a good answer that are printed.
+_MOST_ERRORS = 3
 
 
 def register_evaluate(subparsers: argparse._SubParsersAction) -> None:
@@ -16,8 +22,9 @@ def register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "the bag says what is true, plans are judged by it; and in any case by the state that the "
         "model itself recovered, and by how steady they are from frame to frame. Writes "
         "frames.jsonl, summary.json and timings.json, and report.html to look at. Of a bag that is "
-        "damaged or cut off what comes before is evaluated; the status is then 2. Needs no ROS.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "damaged or cut off what comes before is evaluated; the status is then 2. It is 1 when "
+        "there is no plan for any frame. Needs no ROS.",
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--bag", type=Path, required=True, help="the bag, or one file of it")
@@ -32,7 +39,18 @@ def register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "the newest before it; default: camera_info beside the topic of the images",
     )
     add("--typestore", default="ros2_jazzy", help="distribution of types that the bag lacks")
+    add(
+        "--truth-topic",
+        default="/ground_truth/state",
+        help='topic of what the images show (String, as `record-bag` writes it); "" reads none',
+    )
     add("--params-file", type=Path, help="the node's parameters, as config/planner.yaml")
+    add(
+        "--node",
+        metavar="NAME",
+        help="full name of the node in the parameter file, such as /robot1/planner; default: the "
+        "only one that is called planner",
+    )
     add("--bundle", type=Path, help="directory; default: as the file says, else the shipped model")
     add("--family", help="family to plan for; default: as the file says, else frozenlake")
     add("--backend", help="engine to run the bundle on; default: as the file says, else auto")
@@ -60,7 +78,7 @@ def register_evaluate(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_evaluate_bag(args: argparse.Namespace) -> int:
-    """Evaluate the bag, print a table for people, and say where the files are."""
+    """Evaluate the bag and print a table for people; status 1 when there is not one plan."""
     from tqdm import tqdm
 
     from mgsd_ros.bag_evaluate import evaluate_bag
@@ -75,13 +93,19 @@ def run_evaluate_bag(args: argparse.Namespace) -> int:
         raise BagError("--latency is for --mode latency-aware")
     if args.latency is not None and not 0 <= args.latency <= 3600:
         raise BagError(f"latency must be from 0 to 3600 s, not {args.latency}")
+    if args.node is not None and args.params_file is None:
+        raise BagError("--node is for --params-file")
     typestore = find_typestore(args.typestore)
     named = {"bundle": args.bundle, "family": args.family, "backend": args.backend}
     given = {name: str(value) for name, value in named.items() if value is not None}
     if args.params_file is None:
         settings = changed(PlannerParameters(), given, is_configured=False)
     else:
-        settings = read_parameter_file(args.params_file, **given)
+
+        def warn(text: str) -> None:
+            print(f"mgsd evaluate-bag: {text}", file=sys.stderr)
+
+        settings = read_parameter_file(args.params_file, node=args.node, warn=warn, **given)
     plans = None
     if args.plans_bag is not None:
         plans = PlansTo(args.plans_bag, args.storage, args.overwrite)
@@ -98,6 +122,7 @@ def run_evaluate_bag(args: argparse.Namespace) -> int:
             args.topic,
             args.out,
             info_topic=args.info_topic,
+            truth_topic=args.truth_topic,
             typestore=typestore,
             mode=args.mode,
             latency=args.latency,
@@ -113,7 +138,7 @@ def run_evaluate_bag(args: argparse.Namespace) -> int:
             f"{summary['problem']}; partial results of {summary['received']} frames are kept in "
             f"{args.out}"
         )
-    return 0
+    return 0 if summary["frames"] > summary["unusable"] + summary["failed"] else 1
 
 
 def _print_summary(name: str, summary: dict[str, Any]) -> None:
@@ -128,6 +153,10 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
         f"{summary['received']} frames{passed_over}; planned on {summary['frames']}, of which "
         f"{summary['unusable']} not usable, {summary['failed']} failed"
     )
+    for error, count in summary["errors"][:_MOST_ERRORS]:
+        print(f"{count:>6} x {error}")
+    if summary["note"] is not None:
+        print(f"about {name}: {summary['note']}")
     print(
         f"in the state that the model sees {_percent(own['legal'])} legal, "
         f"{_percent(own['success'])} successful"

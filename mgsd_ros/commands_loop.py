@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from sim.files import write_file
+from sim.help_text import HelpFormatter
 
 
 def register_loop(subparsers: argparse._SubParsersAction) -> None:
@@ -24,7 +25,7 @@ def register_loop(subparsers: argparse._SubParsersAction) -> None:
         "without looking again, since no state says that the robot carries something. Writes "
         "episodes.jsonl (a line for each scene), results.json and, with --gif, loop.gif. Needs "
         "rclpy.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -94,6 +95,7 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     """Carry out the scenes, write the files, and print a table for people."""
     from tqdm import tqdm
 
+    from mgsd_ros.bag_places import check_directory
     from mgsd_ros.closed_loop import Moment, Run
     from mgsd_ros.film import Reel, encode_film
     from mgsd_ros.loop_report import report, run_dict, table
@@ -108,6 +110,7 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     scenes = [Scene(*task, args.seed + i) for task in tasks for i in range(args.count)]
     if not 0 <= args.gif <= len(scenes):
         raise ValueError(f"--gif must be 0 to {len(scenes)}, the scenes, not {args.gif}")
+    check_directory(args.out)
     check_planner(settings, list(dict.fromkeys(scene.family for scene in scenes)))
     filmed = {scenes[i * len(scenes) // args.gif] for i in range(args.gif)}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -131,6 +134,8 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     lines = [json.dumps(asdict(scene) | run_dict(run)) + "\n" for scene, run in runs]
     if reels:
         write_file(args.out / "loop.gif", encode_film(reels))
+    else:
+        (args.out / "loop.gif").unlink(missing_ok=True)  # of an earlier run
     write_file(args.out / "episodes.jsonl", "".join(lines))
     write_file(args.out / "results.json", json.dumps(results, indent=1, default=str) + "\n")
     print(table(results))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -508,6 +510,69 @@ def test_a_bag_of_plans_takes_no_other_bags_place(
     assert "/planner/plan" in {topic for topic, *_ in messages(tmp_path / "old")}
 
 
+def test_a_recording_is_never_in_the_way_of_its_plans_or_results(
+    lake_bag: Path, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, out = tmp_path / "bag", tmp_path / "out"
+    shutil.copytree(lake_bag, bag)
+    (tmp_path / "link").symlink_to(bag)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "bag").symlink_to(bag)
+    [data] = bag.glob("*.mcap")
+    for recording, plans in (
+        (data, bag),
+        (data, tmp_path / "link"),
+        (tmp_path / "link", bag),
+        (bag, bag / "plans"),
+        (bag, tmp_path / "link" / "plans"),
+        (bag, tmp_path),
+        (tmp_path / "far" / "bag", tmp_path / "far"),
+    ):
+        options = ["--plans-bag", plans, "--overwrite"]
+        assert main(command(recording, bundle_dir, out, *options)) == 2
+        assert "give the plans a place of their own" in only_line(capsys)
+    for recording, results in ((bag, bag), (bag, tmp_path / "link"), (data, bag)):
+        assert main(command(recording, bundle_dir, results)) == 2
+        assert "give --out a place of its own" in only_line(capsys)
+    assert bag_digest(bag) == bag_digest(lake_bag) and not out.exists()
+    assert sorted(path.name for path in bag.iterdir()) == sorted(
+        path.name for path in lake_bag.iterdir()
+    )
+
+
+def test_results_that_have_no_place_are_told_before_the_work(
+    lake_bag: Path, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("years of work")
+    plans = ["--plans-bag", tmp_path / "plans"]
+    for bag in (lake_bag, tmp_path / "not there either"):
+        for out in (file, file / "below"):
+            assert main(command(bag, bundle_dir, out, *plans)) == 2
+            assert f"{file} is a file, not a directory" in only_line(capsys)
+    plans = ["--plans-bag", file / "plans"]
+    assert main(command(lake_bag, bundle_dir, tmp_path / "out", *plans)) == 2
+    assert f"{file} is a file, not a directory" in only_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_evaluation_that_is_terminated_leaves_nothing(
+    lake_episodes, bundle_dir: Path, tmp_path: Path
+) -> None:
+    bag = tmp_path / "bag"
+    list(write_episodes(bag, islice(cycle(lake_episodes), 300), 10.0, "mcap", False))
+    words = command(bag, bundle_dir, tmp_path / "out", "--plans-bag", tmp_path / "plans")
+    program = [sys.executable, "-m", "mgsd_core.cli", *words]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        deadline = monotonic() + 60
+        while not (tmp_path / ".plans.partial").exists():
+            assert process.poll() is None and monotonic() < deadline
+            sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
 # --- A planner that takes its time ---
 
 
@@ -586,6 +651,101 @@ def test_the_nodes_parameters_pass_over_frames(
     # Begun at 0, 0.25, 0.5 s and when the late one came.
     assert dropped(max_rate=4.0) == {"replaced": [1, 3]}
     assert dropped("every-frame", change_threshold=5.0, max_rate=4.0, max_frame_age=0.4) == {}
+
+
+def test_where_every_frame_is_passed_over_it_is_said_why(
+    lake_episodes, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgb, day = lake_episodes[0].image, 86_400 * 10**9
+    late = [fields(rgb, received=day + number) for number in range(3)]
+    write_images(tmp_path / "bag", {IMAGE_TOPIC: late})
+    (tmp_path / "robot.yaml").write_text("planner: {ros__parameters: {max_frame_age: 0.5}}")
+    options = ["--mode", LATENCY_AWARE, "--latency", 0, "--plans-bag", tmp_path / "out" / "plans"]
+    options += ["--params-file", tmp_path / "robot.yaml"]
+    assert main(command(tmp_path / "bag", bundle_dir, tmp_path / "out", *options)) == 2
+    says = "none of 3 frames was planned on: 3 older than max_frame_age (0.5 s)"
+    assert says in only_line(capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag", "robot.yaml"]
+
+
+def test_images_of_which_none_can_be_used_are_status_1_with_the_reasons(
+    lake_episodes, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgb = lake_episodes[0].image
+    odd = [fields(rgb, encoding="jpeg2000"), fields(rgb, encoding="jpeg2000"), fields(rgb, step=1)]
+    write_images(tmp_path / "bag", {IMAGE_TOPIC: odd})
+    assert main(command(tmp_path / "bag", bundle_dir, tmp_path / "out")) == 1
+    said = capsys.readouterr().out.splitlines()
+    [often] = [line for line in said if "jpeg2000" in line]
+    assert often.strip().startswith("2 x image not usable: ")
+    [once] = [line for line in said if "step" in line]
+    assert once.strip().startswith("1 x image not usable: ")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+
+
+def test_only_texts_are_read_as_the_truth_and_the_topic_can_be_chosen(
+    lake_episodes, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, text = get_typestore(TYPESTORE), "std_msgs/msg/String"
+    list(write_episodes(tmp_path / "own", iter(lake_episodes[:2]), 10.0, "mcap", False))
+    kinds = {"foreign": "builtin_interfaces/msg/Time", "other text": text}
+    for name, kind in kinds.items():
+        with new_bag(tmp_path / name, "mcap", overwrite=False) as writer:
+            image = writer.add_connection(IMAGE_TOPIC, IMAGE, typestore=store)
+            foreign = writer.add_connection(TRUTH_TOPIC, kind, typestore=store)
+            truth = writer.add_connection("/truth", text, typestore=store)
+            message = store.types[kind]("on") if kind == text else store.types[kind](1, 2)
+            writer.write(foreign, 1, store.serialize_cdr(message, kind))
+            for topic, time, _, data in messages(tmp_path / "own"):
+                if topic in (IMAGE_TOPIC, TRUTH_TOPIC):
+                    writer.write(image if topic == IMAGE_TOPIC else truth, time, data)
+
+    def count(name: str, *options: object) -> int:
+        out = tmp_path / "out"
+        assert main(command(tmp_path / name, bundle_dir, out, *options)) == 0
+        capsys.readouterr()
+        return summary_of(out)["count"]
+
+    assert count("own") == count("foreign", "--truth-topic", "/truth") == 2
+    assert count("own", "--truth-topic", "") == count("foreign") == 0
+    assert count("other text", "--truth-topic", "/truth") == 2
+    for name, options, says in (
+        ("other text", [], f"message 0 of {TRUTH_TOPIC} holds no true state"),
+        ("own", ["--truth-topic", "/truth"], "no std_msgs/msg/String on /truth; it has: "),
+        ("own", ["--truth-topic", IMAGE_TOPIC], f"no std_msgs/msg/String on {IMAGE_TOPIC}; it"),
+    ):
+        assert main(command(tmp_path / name, bundle_dir, tmp_path / "no", *options)) == 2
+        assert says in only_line(capsys) and not (tmp_path / "no").exists()
+
+
+def test_unknown_names_in_a_parameter_file_are_warned_of(
+    lake_bag: Path, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        "/a/planner: {ros__parameters: {famly: maze, repair: true}}\n"
+        "/b/planner: {ros__parameters: {repair: false}}\n"
+    )
+    options = ["--params-file", file, "--node", "/a/planner"]
+    assert main(command(lake_bag, bundle_dir, tmp_path / "out", *options)) == 0
+    said = capsys.readouterr().err.splitlines()
+    [line] = [line for line in said if "famly" in line]
+    assert line.startswith("mgsd evaluate-bag: ") and "has no effect" in line
+    assert summary_of(tmp_path / "out")["parameters"]["repair"] is True
+    assert main(command(lake_bag, bundle_dir, tmp_path / "no", "--node", "/a/planner")) == 2
+    assert "--node is for --params-file" in only_line(capsys)
+
+
+def test_a_bag_of_which_only_metadata_is_missing_is_complete(
+    lake_bag: Path, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lake_bag, tmp_path / "bag")
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    assert main(command(tmp_path / "bag", bundle_dir, tmp_path / "out")) == 0
+    summary = summary_of(tmp_path / "out")
+    assert (summary["complete"], summary["problem"], summary["frames"]) == (True, None, 30)
+    assert "metadata.yaml" in summary["note"]
+    assert "metadata.yaml" in capsys.readouterr().out
 
 
 # --- Bags that break ---
@@ -696,8 +856,10 @@ def test_bags_that_cannot_be_evaluated_are_one_line_each(
         with open_bag(lake_bag) as reader:
             writer.write(image, 1, next(read_frames(reader, IMAGE_TOPIC)).data)
         writer.write(truth, 1, store.serialize_cdr(store.types[text]('{"state": [1]}'), text))
-    unused = tmp_path / "unused.yaml"
-    unused.write_text("planner: {ros__parameters: {famly: maze}}")
+    two = tmp_path / "two.yaml"
+    two.write_text("{/a/planner: {ros__parameters: {}}, /b/planner: {ros__parameters: {}}}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
     pose = tmp_path / "pose.yaml"
     pose.write_text(
         "planner: {ros__parameters: {area: {cells: 3}, grid: {cell_size: 0.1}, camera: {z: 1.0}}}"
@@ -705,7 +867,7 @@ def test_bags_that_cannot_be_evaluated_are_one_line_each(
 
     for bag, options, says in (
         (tmp_path / "none", [], "no such bag"),
-        (tmp_path, [], "cannot be read as a ROS 2 bag"),
+        (empty, [], "2 bag: no metadata.yaml and no .mcap or .db3 file in it"),
         (blind, [], f"has no images on {IMAGE_TOPIC}; it has: {INFO_TOPIC} (sensor_msgs/msg/"),
         (lake_bag, ["--topic", "/eye"], f"no images on /eye; it has: {INFO_TOPIC} "),
         (lake_bag, ["--topic", TRUTH_TOPIC], f"{TRUTH_TOPIC} holds std_msgs/msg/String"),
@@ -715,7 +877,7 @@ def test_bags_that_cannot_be_evaluated_are_one_line_each(
         (lake_bag, ["--mode", LATENCY_AWARE, "--latency", "-1"], "latency must be from 0 to 3600"),
         (lake_bag, ["--mode", LATENCY_AWARE, "--latency", "nan"], "latency must be from 0 to 3600"),
         (lake_bag, ["--params-file", tmp_path / "no.yaml"], "no.yaml: No such file"),
-        (lake_bag, ["--params-file", unused], "parameter famly is not one of the node's"),
+        (lake_bag, ["--params-file", two], "parameters of several nodes: /a/planner, /b/planner"),
         (lake_bag, ["--params-file", pose, "--info-topic", "/x"], "has no sensor_msgs/msg/CameraI"),
         (lake_bag, ["--family", "maze"], "cannot plan for 'maze'"),
     ):

@@ -194,6 +194,15 @@ def test_a_recording_that_cannot_be_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recording_below_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    drawn = ["--family", "maze", "--level", "3", "--count", "1", "--size", "64"]
+    assert main(["record-bag", *drawn, "--out", str(tmp_path / "file" / "bag")]) == 2
+    assert f"{tmp_path / 'file'} is a file, not a directory" in only_line(capsys)
+
+
 def frames_of(bag: Path, topic: str = IMAGE_TOPIC) -> tuple[list[BagFrame], str]:
     """Return the frames that can be read, and the error after them, empty for none."""
     frames: list[BagFrame] = []
@@ -291,7 +300,9 @@ def test_a_recording_in_several_files_is_read_as_far_as_it_goes(
         list(write_episodes(parts, iter(lake_episodes), 10.0, "mcap", True))
         shutil.copy(parts / "parts.mcap", tmp_path / "bag" / f"bag_{number}.mcap")
     frames, problem = frames_of(tmp_path / "bag")
-    assert len(frames) == 32 and "metadata" in problem and "32 images" in problem
+    assert len(frames) == 32 and problem == ""
+    with open_bag(tmp_path / "bag") as reader:
+        assert "metadata.yaml" in reader.note
     with (tmp_path / "bag" / "bag_10.mcap").open("rb+") as file:
         file.truncate(1000)
     assert len(frames_of(tmp_path / "bag")[0]) == 16
@@ -299,6 +310,47 @@ def test_a_recording_in_several_files_is_read_as_far_as_it_goes(
         file.truncate(1000)
     frames, problem = frames_of(tmp_path / "bag")
     assert frames == [] and "cannot be read as a ROS 2 bag" in problem
+
+
+def test_without_metadata_damage_is_still_seen(long_bag: Path, tmp_path: Path) -> None:
+    shutil.copytree(long_bag, tmp_path / "bag")
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    frames, problem = frames_of(tmp_path / "bag")
+    assert (len(frames), problem) == (60, "")
+    data = data_file(tmp_path / "bag")
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) - 1])
+    assert "cut off or damaged" in frames_of(tmp_path / "bag")[1]
+    data.write_bytes(whole)
+    # What SQLite has not yet put into the database.
+    data.with_name(f"{data.name}-wal").write_bytes(b"more")
+    assert "cut off or damaged" in frames_of(tmp_path / "bag")[1]
+
+
+@pytest.mark.parametrize("name", ["record-bag", "evaluate-bag", "play-bag", "closed-loop", "demo"])
+def test_help_shows_only_defaults_that_say_something(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: " in text
+    assert "(default: None)" not in text and "(default: False)" not in text
+
+
+def test_a_bag_to_play_that_is_not_there_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rclpy", reason="rclpy is not installed (extra ros)")
+    (tmp_path / "file").touch()
+    for bag, out, says in (
+        ("no", "new/answers", "no such bag"),
+        ("no", "file/answers", f"{tmp_path / 'file'} is a file, not a directory"),
+    ):
+        words = ["play-bag", "--bag", str(tmp_path / bag), "--out", str(tmp_path / out)]
+        assert main(words) == 2
+        assert says in only_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))

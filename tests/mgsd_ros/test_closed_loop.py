@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,15 @@ def test_bad_input_is_said_in_one_line(tmp_path, capsys, arguments, says) -> Non
     assert not out.exists()
 
 
+def test_results_below_a_file_are_refused_in_one_line(tmp_path, capsys) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "loop"):
+        assert main(["closed-loop", "--out", str(out)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"{file} is a file, not a directory" in line
+
+
 def test_a_family_that_the_bundle_has_not_learned_is_named() -> None:
     with pytest.raises(BundleError, match="cannot plan for 'parcels'; it has: frozenlake, maze"):
         check_planner(Settings(), ["maze", "parcels"])
@@ -333,7 +344,10 @@ def test_the_shipped_model_drives(tmp_path: Path, ros_env: dict[str, str]) -> No
     assert film.n_frames > 1
     assert (tmp_path / "a" / "loop.gif").stat().st_size <= 2_000_000
     lakes = ("--family", "frozenlake", *arguments[2:8])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "loop.gif").write_text("of another run")
     status, said = closed_loop(tmp_path / "b", ros_env, *lakes, "--keep-plan")
+    assert not (tmp_path / "b" / "loop.gif").exists()
     assert status == 0, said
     again = check_files(tmp_path / "b", 3)
     assert [line | {"seconds": 0} for line in lines[:3]] == [
@@ -355,6 +369,34 @@ def test_a_running_node_drives_wherever_its_grid_lies(
     assert status == 2
     assert said.splitlines()[-1].endswith("the node plans for maze, not for frozenlake")
     assert not list((tmp_path / "no").glob("*"))
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that a process has started."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{process}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def test_a_loop_that_is_terminated_takes_its_node_along(
+    tmp_path: Path, ros_env: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "mgsd_core.cli", "closed-loop", "--family", "maze"]
+    command += ["--level", "3", "--out", str(tmp_path / "loop"), "--count", "200"]
+    with subprocess.Popen(command, env=ros_env, stderr=subprocess.DEVNULL) as loop:
+        deadline = time.monotonic() + 60
+        while not (nodes := children(loop.pid)):
+            assert loop.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(3)
+        loop.send_signal(signal.SIGTERM)
+        assert loop.wait(30) == 143
+    assert not [node for node in nodes if Path(f"/proc/{node}").exists()]
 
 
 def test_a_node_that_does_not_start_is_reported() -> None:

@@ -390,6 +390,21 @@ def test_a_killed_worker_ends_the_run_with_one_line(tmp_path: Path) -> None:
     assert "worker process died" in errors.splitlines()[-1]
 
 
+def test_a_terminated_run_ends_at_once_and_its_workers_with_it(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command(*LONG, "--workers", "2", out=tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(10) == 143
+    _wait_for_workers(process.pid)
+
+
 # --- Several programs at one time ---
 
 

@@ -1,0 +1,290 @@
+"""Evaluates a model behind an endpoint: many requests at once, every answer kept as it comes.
+
+An answer costs money and time, so none is asked for twice: `answers.jsonl` holds them by the digest
+of the request, and a run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from mgsd_core import prompts
+from mgsd_core.endpoint import (
+    Answer,
+    Client,
+    Endpoint,
+    EndpointError,
+    NoAnswerError,
+    Question,
+    request_digest,
+)
+from mgsd_core.evaluate import Record, score
+from mgsd_core.prompts import ParsedResponse
+from mgsd_core.scenes import Scenes
+from sim import FAMILIES, sample, solve
+from sim.family import find_family
+
+#: The file of answers in the directory of the results.
+ANSWERS = "answers.jsonl"
+#: A model that was not trained here is told all of the task.
+STYLE = "full"
+#: Failure of a scene to which the endpoint had no answer.
+NO_ANSWER = "no answer"
+
+# So many failures in a row are no accident: the run ends instead of trying all other scenes.
+_IN_A_ROW = 8
+_LEAST_TOKENS = 1024
+_TYPES: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "prompt_tokens": (int, type(None)),
+    "completion_tokens": (int, type(None)),
+    "cut": (bool,),
+    "seconds": (int, float),
+    "attempts": (int,),
+}
+
+
+class AnswersError(ValueError):
+    """A file of answers that cannot be gone on with; the message names the line."""
+
+
+class EndpointRun:
+    """Asks an endpoint about scenes, and counts what that took.
+
+    Attributes:
+        endpoint: the model.
+        failed: (scene, reason) of the requests that have no answer.
+    """
+
+    def __init__(self, endpoint: Endpoint, directory: Path, concurrency: int = 8) -> None:
+        if concurrency < 1:
+            raise EndpointError("the concurrency must be at least 1")
+        self.endpoint = endpoint
+        self.failed: dict[str, tuple[str, str]] = {}
+        self._path = directory / ANSWERS
+        self._concurrency = concurrency
+        self._answers: dict[str, Answer] = {}  # by the digests of this run's requests
+        self._families: set[str] = set()
+        self._kept = 0
+        self._lost: list[int] = []  # attempts of what came to nothing
+        self._in_a_row = 0
+        self._wall = 0.0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of URL, model and options; what the weights are, only the server knows."""
+        told = [self.endpoint.url, self.endpoint.model, dict(self.endpoint.extra)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def answer(
+        self, scenes: Scenes, source: str, progress: Callable[[int], Any] | None = None
+    ) -> list[Record]:
+        """Ask about every scene that has no answer yet, and judge all answers.
+
+        Args:
+            scenes: pictures and their states.
+            source: `image`, or `text` (the symbolic state: the upper bound).
+            progress: called with the number of scenes done since the last call.
+
+        Raises:
+            EndpointError: the endpoint answers nothing; what it has answered is kept.
+            AnswersError: the file of answers is damaged, or another run writes it.
+        """
+        advance = progress or (lambda _: None)
+        self._families |= {state.family for state in scenes.states}
+        digests = []
+        asked: dict[str, list[int]] = {}
+        for i in range(len(scenes.states)):
+            digest = request_digest(self.endpoint, _question(scenes, source, i))
+            digests.append(digest)
+            asked.setdefault(digest, []).append(i)
+        begin = time.monotonic()
+        with _open_answers(self._path) as (file, kept):
+            for digest in asked.keys() & kept.keys():
+                self._kept += digest not in self._answers
+                self._answers[digest] = kept[digest]
+                advance(len(asked.pop(digest)))
+            try:
+                asyncio.run(self._ask(scenes, source, asked, file, advance))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+        self._wall += time.monotonic() - begin
+        if digests and not any(digest in self._answers for digest in digests):
+            raise EndpointError(f"no request was answered: {self._last_reason()}")
+        return [
+            self._record(scenes, i, self._answers.get(digest)) for i, digest in enumerate(digests)
+        ]
+
+    def about(
+        self, price_in: float | None = None, price_out: float | None = None
+    ) -> dict[str, Any]:
+        """Return what results say of the endpoint, of the tokens and the time, and of failures.
+
+        Args:
+            price_in, price_out: of a million tokens of prompts and of answers; the cost is said
+                where both are given, in their unit.
+        """
+        answers = list(self._answers.values())
+        tokens_in = sum(a.prompt_tokens or 0 for a in answers)
+        tokens_out = sum(a.completion_tokens or 0 for a in answers)
+        attempts = [*(a.attempts for a in answers), *self._lost]
+        usage: dict[str, Any] = {
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "answers_without_usage": sum(
+                a.prompt_tokens is None or a.completion_tokens is None for a in answers
+            ),
+            "answers_cut_off": sum(a.cut for a in answers),
+            "answers_kept": self._kept,
+            "calls": sum(attempts),
+            "retries": sum(attempts) - len(attempts),
+            "seconds": round(sum(a.seconds for a in answers), 3),
+            "seconds_of_this_run": round(self._wall, 3),
+        }
+        if price_in is not None and price_out is not None:
+            usage["cost"] = (tokens_in * price_in + tokens_out * price_out) / 1e6
+        return {
+            "endpoint": {
+                "url": self.endpoint.url,
+                "options": dict(self.endpoint.extra),
+                "prompt_version": prompt_version(self._families),
+            },
+            "usage": usage,
+            "failed": [{"scene": scene, "reason": why} for scene, why in self.failed.values()],
+        }
+
+    async def _ask(
+        self,
+        scenes: Scenes,
+        source: str,
+        asked: dict[str, list[int]],
+        file: IO[bytes],
+        advance: Callable[[int], Any],
+    ) -> None:
+        todo = iter(asked.items())
+
+        async def work(client: Client) -> None:
+            for digest, indices in todo:  # one iterator for all workers
+                name = scenes.names[indices[0]]
+                try:
+                    answer = await client.ask(_question(scenes, source, indices[0]))
+                except NoAnswerError as error:
+                    self._fail(digest, name, error)
+                else:
+                    _append(file, {"scene": name, "request": digest, **asdict(answer)})
+                    self._answers[digest] = answer
+                    self.failed.pop(digest, None)
+                    self._in_a_row = 0
+                advance(len(indices))
+
+        async with Client(self.endpoint, self._concurrency) as client, asyncio.TaskGroup() as group:
+            for _ in range(min(self._concurrency, len(asked))):
+                group.create_task(work(client))
+
+    def _fail(self, digest: str, name: str, error: NoAnswerError) -> None:
+        self.failed[digest] = (name, error.reason)
+        self._lost.append(error.attempts)
+        self._in_a_row += 1
+        if self._in_a_row >= max(_IN_A_ROW, self._concurrency + 1):
+            raise EndpointError(
+                f"{self._in_a_row} requests in a row had no answer, the last: {error.reason}; what "
+                f"was answered is kept in {self._path}, the same command goes on"
+            )
+
+    def _last_reason(self) -> str:
+        return list(self.failed.values())[-1][1]
+
+    def _record(self, scenes: Scenes, i: int, answer: Answer | None) -> Record:
+        state, shortest = scenes.states[i], len(scenes.plans[i])
+        if answer is None:
+            return score(state, shortest, ParsedResponse(None, None, NO_ANSWER), "")
+        parsed = prompts.parse_response(answer.text, state.family)
+        return score(state, shortest, parsed, answer.text)
+
+
+def prompt_version(families: set[str]) -> str:
+    """Return the SHA-256 (hex) of all words that an endpoint reads by rule about these families."""
+    others = sorted(families - set(FAMILIES))
+    return prompts.prompts_digest(STYLE, [*FAMILIES, *others])
+
+
+@cache
+def response_limit(family: str) -> int:
+    """Return how long an answer about a family may be [tokens].
+
+    No tokenizer is known here: a token is taken for a character, which is too many, and the answer
+    may be twice as long as the longest of some right ones.
+    """
+    levels = find_family(family).levels
+    states = [sample(family, level, seed) for level in levels for seed in (0, 1)]
+    lengths = [len(prompts.response_text(state, solve(state) or ())) for state in states]
+    return max(_LEAST_TOKENS, 2 * max(lengths, default=0))
+
+
+def _question(scenes: Scenes, source: str, i: int) -> Question:
+    state = scenes.states[i]
+    limit = response_limit(state.family)
+    if source == "image":
+        return Question(prompts.student_prompt(state.family, STYLE), scenes.images[i], limit)
+    return Question(prompts.symbolic_prompt(state, STYLE), None, limit)
+
+
+# --- the file of answers ------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_answers(path: Path) -> Iterator[tuple[IO[bytes], dict[str, Answer]]]:
+    """Open the file to append to, and what stands in it; nobody else may meanwhile.
+
+    Raises:
+        AnswersError: a line is no answer, or another run has it open.
+    """
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AnswersError(
+                f"another run writes {path}; wait for it or name another --out"
+            ) from None
+        file.seek(0)
+        kept: dict[str, Answer] = {}
+        whole = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):  # the run was killed while it wrote
+                break
+            digest, answer = _read_line(line, f"{path}, line {number}")
+            kept[digest] = answer
+            whole += len(line)
+        file.truncate(whole)
+        yield file, kept
+
+
+def _append(file: IO[bytes], line: dict[str, Any]) -> None:
+    file.write(json.dumps(line).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read_line(line: bytes, where: str) -> tuple[str, Answer]:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict) or not isinstance(told.get("request"), str):
+        raise AnswersError(f"{where}: no answer of an endpoint; move the file away to ask again")
+    for name, types in _TYPES.items():
+        # bool is an int to Python
+        if type(told.get(name, told)) not in types:
+            raise AnswersError(f"{where}: {name!r} is missing or of the wrong type")
+    return told["request"], Answer(**{f.name: told[f.name] for f in fields(Answer)})
