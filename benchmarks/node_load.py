@@ -3,10 +3,15 @@
 python benchmarks/node_load.py --seconds 60 --json node_load.json
 
 A camera process publishes frames over DDS, stamped as it sends them; the node plans with the
-shipped model, slowed down. For every plan: how old was its frame when planning began (its stamp
-against when the answer came, less the time that planning took)? And of the node's process: CPU time
-beside inference, as a share of one core, and memory at the beginning and the end. Everything stays
-on this machine (config/fastdds_loopback.xml).
+shipped model, slowed down. For every plan: how old was its frame when work on it began, and how
+much of that was transport (from its stamp until the middleware in the node's process had it),
+turn-around (until the image callback had it) and waiting for the worker? And of the node's process:
+CPU time beside inference, as a share of one core, and memory at the beginning and the end.
+
+A frame that has arrived is the newest for one period of the camera, a little more or less as the
+next one comes late or early. Ends with status 1 unless every plan begins on the newest frame, every
+frame is accounted for, memory grows by less than 5 % and the node takes less than 0.35 of a core
+beside inference. Everything stays on this machine (config/fastdds_loopback.xml).
 """
 
 from __future__ import annotations
@@ -22,21 +27,47 @@ from pathlib import Path
 
 import numpy as np
 
+from mgsd_ros.frame_statistics import FATES
+
 ROOT = Path(__file__).parents[1]
 
+# Times are those of the system clock, which also stamps frames and what the middleware receives. A
+# serialized message holds its stamp behind four bytes.
 NODE = """
-import sys, time
+import struct, sys, time
 from mgsd_core.runtime import Planner
-really = Planner.plan
+from mgsd_ros.planner_node import PlannerNode, main
+received = {}
+begun = {}
+on_image, plan_frame, really = PlannerNode._on_image, PlannerNode._plan_frame, Planner.plan
+def stamp(data):
+    sec, nanosec = struct.unpack_from("<iI", data, 4)
+    return sec + nanosec * 1e-9
+def note_arrival(self, data, info):
+    received[stamp(data)] = (info["received_timestamp"] * 1e-9, time.time())
+    if len(received) > 1000:
+        del received[next(iter(received))]
+    on_image(self, data)
+def note_beginning(self, data):
+    begun.update(at=time.time(), stamp=stamp(data))
+    plan_frame(self, data)
 def plan(self, rgb):
     began, used = time.perf_counter(), time.thread_time()
     time.sleep(float(sys.argv[1]))
     response = really(self, rgb)
-    response.timings["total"] = time.perf_counter() - began
-    response.timings["cpu"] = time.thread_time() - used
+    timings = response.timings
+    timings["total"] = time.perf_counter() - began
+    timings["cpu"] = time.thread_time() - used
+    if begun:
+        own = begun["stamp"]
+        arrived, handed_over = received[own]
+        later = [frame for frame in list(received) if frame > own]
+        timings["transport"] = arrived - own
+        timings["turnaround"] = handed_over - arrived
+        timings["waited"] = begun["at"] - handed_over
+        timings["until_next"] = received[later[0]][1] - handed_over if later else -1.0
     return response
-Planner.plan = plan
-from mgsd_ros.planner_node import main
+PlannerNode._on_image, PlannerNode._plan_frame, Planner.plan = note_arrival, note_beginning, plan
 raise SystemExit(main(["node", "--ros-args", *sys.argv[2:]]))
 """
 
@@ -83,11 +114,11 @@ def measure(seconds: float, rate: float, width: int, height: int, slow: float) -
     camera = None
     rclpy.init()
     listener = rclpy.create_node("listener")
-    answers: list[tuple[float, dict]] = []
+    answers: list[dict] = []
     diagnostics: list[DiagnosticArray] = []
 
     def on_answer(message: String) -> None:
-        answers.append((listener.get_clock().now().nanoseconds * 1e-9, json.loads(message.data)))
+        answers.append(json.loads(message.data)["timings"])
 
     listener.create_subscription(String, "/planner/actions", on_answer, QoSProfile(depth=10))
     listener.create_subscription(DiagnosticArray, "/diagnostics", diagnostics.append, 10)
@@ -115,31 +146,37 @@ def measure(seconds: float, rate: float, width: int, height: int, slow: float) -
                 process.terminate()
                 process.wait(20)
         rclpy.shutdown()
-    planning = sum(answer["timings"]["cpu"] for _, answer in answers)
-    ages = [
-        came
-        - answer["stamp"]["sec"]
-        - answer["stamp"]["nanosec"] * 1e-9
-        - answer["timings"]["total"]
-        for came, answer in answers
-    ]
+    names = ("cpu", "transport", "turnaround", "waited", "until_next")
+    cpu_of_plans, transport, turnaround, waited, until_next = np.array(
+        [[times[name] for name in names] for times in answers]
+    ).T
     values = {pair.key: pair.value for pair in diagnostics[-1].status[0].values}
-    return {
-        "seconds": took,
-        "plans": len(answers),
-        "frames_received": int(values["frames received"]),
-        "frames_replaced": int(values["frames replaced"]),
-        "age_at_start_p50_ms": float(np.percentile(ages, 50)) * 1e3,
-        "age_at_start_max_ms": max(ages) * 1e3,
-        "period_ms": 1e3 / rate,
-        "cpu_beside_inference": (cpu_after - cpu - planning) / took,
+    counts = {name: int(values[f"frames {name}"]) for name in ("received", *FATES)}
+    results = {"seconds": took, "load_of_machine": os.getloadavg()[0], "plans": len(answers)}
+    results |= {f"frames_{name}": count for name, count in counts.items()}
+    results["frames_unaccounted"] = counts["received"] - sum(counts[fate] for fate in FATES)
+    results["period_ms"] = 1e3 / rate
+    for name, seconds_ in (
+        ("age_at_start", transport + turnaround + waited),
+        ("transport", transport),
+        ("turnaround", turnaround),
+        ("waited", waited),
+        ("until_next_frame", until_next),
+    ):
+        for percent in (50, 95, 100):
+            results[f"{name}_p{percent}_ms"] = float(np.percentile(seconds_, percent)) * 1e3
+    return results | {
+        "plans_within_period": float((waited <= 1 / rate).mean()),
+        # Below 0: at the end, the next one has not come.
+        "plans_on_newest": float(((waited <= until_next) | (until_next < 0)).mean()),
+        "cpu_beside_inference": (cpu_after - cpu - float(cpu_of_plans.sum())) / took,
         "memory_begin_mib": memory,
         "memory_end_mib": memory_after,
     }
 
 
-def main() -> None:
-    """Measure and print a table; write JSON."""
+def main() -> int:
+    """Measure and print a table; write JSON; return 1 when a bar is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -158,7 +195,18 @@ def main() -> None:
         print(f"{name:<24} {value:.4g}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
+    bars = {
+        "plans_on_newest": results["plans_on_newest"] == 1,
+        # One waits, one is planned on.
+        "frames_unaccounted": 0 <= results["frames_unaccounted"] <= 2,
+        "memory_end_mib": results["memory_end_mib"] < 1.05 * results["memory_begin_mib"],
+        "cpu_beside_inference": results["cpu_beside_inference"] < 0.35,
+    }
+    missed = [name for name, is_met in bars.items() if not is_met]
+    if missed:
+        print(f"missed: {', '.join(missed)}", file=sys.stderr)
+    return int(bool(missed))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
