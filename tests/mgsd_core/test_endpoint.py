@@ -402,7 +402,12 @@ def _running(server, data, out, answers):
     program = "import sys; from mgsd_core.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program]
     command += _arguments(server.url, data, out, "--concurrency", 2)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, and what they start, pass over SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         deadline = time.monotonic() + 60
         file = out / "answers.jsonl"
