@@ -16,6 +16,7 @@ setup(
         "sim",
         "mgsd_core",
         "mgsd_core.configs",
+        "mgsd_core.evaluation",
         "mgsd_core.export",
         "mgsd_core.runtime",
         "mgsd_ros",

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from mgsd_core import prompts
 from mgsd_core.config import ColdstartConfig, ComputeConfig, TextConfig
 from mgsd_core.encoding import completion_tokens, length_buckets, make_batch, prompt_ids, text_ids
-from mgsd_core.evaluate import Record, score
+from mgsd_core.evaluation.score import Record, score
 from mgsd_core.model import Backbone
 from mgsd_core.processes import share
 from mgsd_core.prompts import Prompt
@@ -37,7 +37,12 @@ from mgsd_core.training import (
     train,
     with_steps,
 )
-from sim import Plan, State, find_family, legal_actions, sample_split, solve
+from sim import Plan, State, find_family, legal_actions, sample_split, solve, state_digest
+from sim.dataset import Exclusion
+from sim.index import named_exclusions
+from sim.shards import named_exclusion
+
+_NOTHING: Exclusion = {}
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,16 @@ def train_text(
     tasks: Sequence[tuple[str, int]],
     out: Path,
     fingerprint: dict[str, Any],
+    exclude: Exclusion = _NOTHING,
 ) -> Path:
-    """Stage 0: teach planning from symbolic text on fresh training states of `tasks`."""
+    """Stage 0: teach planning from symbolic text on fresh training states of `tasks`.
+
+    None of them is one of `exclude`.
+    """
 
     def work_of_step(step: int) -> Work:
         rng = random.Random(f"text/{config.seed}/{step}")
-        samples = [text_sample(backbone, rng, tasks, config) for _ in range(config.batch)]
+        samples = [text_sample(backbone, rng, tasks, config, exclude) for _ in range(config.batch)]
         return Work(supervised_passes(backbone, compute, share(processes, samples)))
 
     return train(
@@ -77,7 +86,11 @@ def train_text(
         out,
         "stage 0 (text)",
         work_of_step,
-        fingerprint={**fingerprint, "tasks": [list(t) for t in tasks]},
+        fingerprint={
+            **fingerprint,
+            "tasks": [list(t) for t in tasks],
+            **_named_in_run(exclude, tasks),
+        },
     )
 
 
@@ -90,10 +103,12 @@ def train_coldstart(
     out: Path,
     fingerprint: dict[str, Any],
     validate: ValidateFunction | None = None,
+    exclude: Exclusion = _NOTHING,
 ) -> Path:
     """Stage 1: teach to read the state off a picture; optionally replay text planning.
 
-    With `config.target` the plan instead: supervised planning, what MGSD is compared with.
+    With `config.target` the plan instead: supervised planning, what MGSD is compared with. The
+    replayed text has no state of `exclude`; of the pictures `check_not_shown` tells.
 
     Raises:
         mgsd_core.training.TrainingError: see `train`, or a sample is longer than allowed.
@@ -122,7 +137,7 @@ def train_coldstart(
                 chosen.append((index, rng.choices(range(len(weights)), weights)[0]))
         else:
             chosen = [pairs[p] for p in epoch_indices(len(pairs), asked, config.seed, step)]
-        texts = [text_sample(backbone, rng, tasks, config) for _ in range(replayed)]
+        texts = [text_sample(backbone, rng, tasks, config, exclude) for _ in range(replayed)]
 
         mine = share(processes, chosen)
         samples = [
@@ -156,8 +171,56 @@ def train_coldstart(
         "stage 1 (perception)",
         work_of_step,
         validate,
-        {**fingerprint, "data": scenes.digest},
+        {
+            **fingerprint,
+            "data": scenes.digest,
+            **(_named_in_run(exclude, tasks) if replayed else {}),
+        },
     )
+
+
+def check_same_exclusion(data: Path, tasks: Sequence[tuple[str, int]], exclude: Exclusion) -> None:
+    """Refuse a data set whose training pictures were made without other states than `exclude`.
+
+    One that left out nothing may do; see `check_not_shown`.
+
+    Raises:
+        TrainingError: `data` was made with another `--exclude`.
+        sim.dataset.DatasetError: its index is damaged.
+    """
+    made = named_exclusions(data)
+    for family, level in tasks:
+        before = made.get(f"{family}-{level}-train")
+        now = named_exclusion(exclude.get((family, level), frozenset())).get("exclude")
+        if before is not None and before != now:
+            raise TrainingError(
+                f"{data} was made with --exclude: {family} {level} leaves out the states {before}, "
+                f"this command {now or 'none'}; give it the same paths, or text planning would "
+                "teach what the pictures leave out"
+            )
+
+
+def check_not_shown(scenes: Scenes, exclude: Exclusion) -> None:
+    """Raise TrainingError where a picture shows an excluded state."""
+    for name, state in zip(scenes.names, scenes.states, strict=True) if exclude else ():
+        if state_digest(state) in exclude.get((state.family, state.size), ()):
+            raise TrainingError(
+                f"{name} shows a state that --exclude keeps out: make the pictures for training "
+                "and validation with the same --exclude"
+            )
+
+
+def _named_in_run(exclude: Exclusion, tasks: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Return what names excluded states in what a resumed run compares: nothing if there are none.
+
+    A run that was begun without any goes on as it was.
+    """
+    left_out = {
+        f"{family}-{level}": name
+        for family, level in tasks
+        for name in named_exclusion(exclude.get((family, level), frozenset())).values()
+    }
+    return {"exclude": left_out} if left_out else {}
 
 
 def _asked(state: State, plan: Plan, style: str, config: ColdstartConfig) -> list[tuple[str, str]]:
@@ -195,10 +258,11 @@ def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[
             scenes.images[begin : begin + batch],
             max_new_tokens=2 * longest,
         )
-        for state, plan, answer in zip(states, scenes.plans[begin:], answers, strict=False):
+        truths = zip(scenes.names[begin:], states, scenes.plans[begin:], strict=False)
+        for (name, state, plan), answer in zip(truths, answers, strict=True):
             text = backbone.tokenizer.decode(answer, skip_special_tokens=True)
             parsed = prompts.parse_response(text, state.family)
-            records.append(score(state, len(plan), parsed, text))
+            records.append(score(name, state, plan, parsed, text))
     return records
 
 
@@ -207,15 +271,17 @@ def text_sample(
     rng: random.Random,
     tasks: Sequence[tuple[str, int]],
     config: TextConfig | ColdstartConfig,
+    exclude: Exclusion = _NOTHING,
 ) -> Sample:
     """Return a text planning problem on a random training state, with its perfect response.
 
-    With a detour the response begins with a way that leaves the shortest one, and what is learned
-    is how to go on from there: as a teacher it must know that of any response.
+    The state is none of `exclude`. With a detour the response begins with a way that leaves the
+    shortest one, and what is learned is how to go on from there: as a teacher it must know that of
+    any response.
     """
     family, level = rng.choice(tasks)
     seed = rng.getrandbits(48)
-    state = sample_split(family, level, "train", seed)
+    state = sample_split(family, level, "train", seed, exclude.get((family, level), ()))
     plan = solve(state)
     assert plan is not None, "sampled states can be solved"
     shown = plan if rng.random() < config.reference else None

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mgsd_core.config import ComputeConfig, Config, StageConfig
-    from mgsd_core.evaluate import Record
+    from mgsd_core.evaluation.score import Record
     from mgsd_core.model import Backbone
     from mgsd_core.scenes import Scenes
     from mgsd_core.training import ValidateFunction
+    from sim.dataset import Exclusion
 
 
 def register(commands: Any) -> None:
@@ -31,6 +32,7 @@ def register(commands: Any) -> None:
     from mgsd_core.commands_family import register_family
     from mgsd_core.commands_inspect import register_inspect
     from mgsd_core.commands_plan import register_plan
+    from mgsd_core.commands_report import register_report
 
     formatter = HelpFormatter
 
@@ -42,6 +44,15 @@ def register(commands: Any) -> None:
     _add_training_arguments(coldstart)
     coldstart.add_argument(
         "--base", type=Path, help="weights to start from, instead of those of the configuration"
+    )
+    coldstart.add_argument(
+        "--exclude",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="benchmark cases (see `mgsd cases`) whose states are not learned from; the same paths "
+        "as of `mgsd generate`. May be given several times",
     )
     coldstart.set_defaults(run=_coldstart)
 
@@ -62,6 +73,7 @@ def register(commands: Any) -> None:
     distill.set_defaults(run=_distill)
 
     register_evaluate(commands)
+    register_report(commands)
     register_experiment(commands)
     register_family(commands)
     register_export(commands)
@@ -100,17 +112,25 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _coldstart(args: argparse.Namespace) -> int:
     from mgsd_core.adapters import add_adapter
-    from mgsd_core.coldstart import state_recovery, train_coldstart, train_text
+    from mgsd_core.coldstart import (
+        check_not_shown,
+        check_same_exclusion,
+        state_recovery,
+        train_coldstart,
+        train_text,
+    )
     from mgsd_core.config import config_dict, load_config
     from mgsd_core.model import build_nano, load_backbone
     from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
+    from sim.cases import excluded_states
 
     config = load_config(args.config, args.set)
     processes = start_processes(config.compute)
     _check_memory(config, processes, ["text", "coldstart"], show=args.dry_run)
     if args.dry_run:
         return 0
+    exclude = excluded_states(args.exclude)
     settings = config.backbone
     lora = config.coldstart.lora
     source = args.base or settings.path
@@ -124,21 +144,34 @@ def _coldstart(args: argparse.Namespace) -> int:
             _dtype(config, trained=not lora.rank),
         )
     scenes = load_scenes(args.data, "train", backbone.image, _limit(args))
-    judged = (
+    text = config.text if source is None else None
+    # Without text planning nothing is learned but what the pictures show.
+    if exclude or text is not None or config.coldstart.replay:
+        check_same_exclusion(args.data, scenes.tasks(), exclude)
+    check_not_shown(scenes, exclude)
+    judge, measure = (
         (state_recovery, "state") if config.coldstart.target == "state" else (_plans, "success")
     )
     validate = _validation(
-        args.data, config.coldstart, config.compute, processes, backbone, *judged
+        args.data,
+        config.coldstart,
+        config.compute,
+        processes,
+        backbone,
+        judge,
+        measure,
+        exclude,
     )
-    if config.text is not None and source is None:
+    if text is not None:
         base = train_text(
             backbone,
-            config.text,
+            text,
             config.compute,
             processes,
             scenes.tasks(),
             args.out / "base",
             {"backbone": config_dict(settings)},
+            exclude,
         )
         backbone.model.name_or_path = str(base.resolve())
     if lora.rank:
@@ -152,6 +185,7 @@ def _coldstart(args: argparse.Namespace) -> int:
         args.out / "stage1",
         {"base": _identity(backbone.model.name_or_path), "backbone": config_dict(settings)},
         validate,
+        exclude,
     )
     if processes.is_main_process:
         result = {"base": backbone.model.name_or_path, "model": str(final)}
@@ -195,7 +229,7 @@ def _distill(args: argparse.Namespace) -> int:
         teacher = frozen_teacher(below)
     scenes = load_scenes(args.data, "train", student.image, _limit(args))
     validate = _validation(
-        args.data, config.distill, config.compute, processes, student, _plans, "success"
+        args.data, config.distill, config.compute, processes, student, _plans, "success", {}
     )
     final = train_distill(
         student,
@@ -224,7 +258,7 @@ def _limit(args: argparse.Namespace) -> int | None:
 
 
 def _plans(backbone: Backbone, held_out: Scenes) -> list[Record]:
-    from mgsd_core.evaluate import evaluate
+    from mgsd_core.evaluation.answers import evaluate
 
     return evaluate(backbone, held_out, "image")
 
@@ -288,12 +322,14 @@ def _validation(
     backbone: Backbone,
     judge: Callable[[Backbone, Scenes], list[Record]],
     measure: str,
+    exclude: Exclusion,
 ) -> ValidateFunction | None:
     """Return what scores a stage on held-out scenes by the macro average of a measure.
 
-    The scenes are shared out among the processes.
+    The scenes are shared out among the processes. None may show a state of `exclude`.
     """
-    from mgsd_core.evaluate import MEASURES, summarise
+    from mgsd_core.coldstart import check_not_shown
+    from mgsd_core.evaluation.summary import MEASURES, summarise
     from mgsd_core.processes import share, together
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import mixed
@@ -301,6 +337,7 @@ def _validation(
     if not stage.validate_every:
         return None
     held_out = load_scenes(data, "validation", backbone.image, limit=stage.validate_count)
+    check_not_shown(held_out, exclude)
     mine = held_out.part(share(processes, range(len(held_out.states))))
 
     def validate() -> tuple[float, dict[str, float]]:

@@ -6,8 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,8 @@ from sim.files import write_file
 from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
-    from mgsd_core.evaluate import Record
-    from mgsd_core.runtime.preprocess import ImageSpec
+    from mgsd_core.evaluation.models import JudgedModel
+    from mgsd_core.evaluation.score import Record
     from mgsd_core.scenes import Scenes
 
 
@@ -24,15 +22,18 @@ def register_evaluate(commands: Any) -> None:
     """Add `evaluate` to the parser of `mgsd`."""
     parser = commands.add_parser(
         "evaluate",
-        help="success, optimality, legality and state recovery on held-out scenes",
+        help="how well a model plans on held-out scenes or public benchmarks, and why plans fail",
+        description="Let a model plan from held-out pictures, execute its plans in the true states "
+        "and write results.json, a line for every response, and report.html. Or compare two such "
+        "results scene by scene. docs/evaluation.md says what the figures mean.",
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument(
         "--model",
-        type=Path,
-        help="weights directory, or a bundle: then what a robot runs is judged",
+        help="weights trained here; a bundle: then what a robot runs is judged; or any "
+        "vision-language checkpoint of Hugging Face's format, a directory or hf:NAME",
     )
     judged.add_argument(
         "--endpoint",
@@ -40,14 +41,29 @@ def register_evaluate(commands: Any) -> None:
         help="an OpenAI-compatible server, such as http://127.0.0.1:8000/v1: every picture is sent "
         "there; answers are kept in --out, so that a run goes on where it was",
     )
-    add("--data", type=Path, required=True, help="what `mgsd generate` wrote")
-    add("--out", type=Path, required=True, help="directory for results.json")
-    add("--split", default="test", help="split to evaluate on")
+    judged.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="two directories of results about the same scenes: a table of B minus A, with "
+        "confidence intervals; with --out also comparison.json",
+    )
+    scenes = parser.add_mutually_exclusive_group()
+    scenes.add_argument("--data", type=Path, help="what `mgsd generate` wrote")
+    scenes.add_argument(
+        "--cases",
+        type=Path,
+        help="cases of a public benchmark, as `mgsd cases` reads them: with their own pictures, or "
+        "drawn as flat boards",
+    )
+    add("--out", type=Path, help="directory for results.json")
+    add("--split", default="test", help="split of --data to evaluate on")
     add(
         "--input",
         choices=("image", "text", "both"),
         help="what the model reads; text is the symbolic state, the upper bound (default: both; of "
-        "a bundle, which reads nothing else, and of an endpoint image)",
+        "a bundle, which reads nothing else, and of an endpoint image; with --compare image)",
     )
     add(
         "--swap-images",
@@ -55,8 +71,17 @@ def register_evaluate(commands: Any) -> None:
         help="answer once more with the pictures of other scenes of the same family and level: a "
         "model that looks falls to what chance gives",
     )
-    add("--limit", type=int, help="episodes of each family and level [count]")
+    add("--limit", type=int, help="scenes of each family and level [count]")
     add("--batch", type=int, default=64, help="responses at a time [count]; a bundle has 1")
+    others = parser.add_argument_group("of models that were not trained here")
+    others.add_argument(
+        "--picture-size", type=int, help="side of the pictures that they see [px] (default: 512)"
+    )
+    others.add_argument(
+        "--max-tokens",
+        type=int,
+        help="longest answer [tokens] (default: twice the longest right one, at least 1024)",
+    )
     _add_endpoint(parser.add_argument_group("of an endpoint"))
     parser.set_defaults(run=_evaluate)
 
@@ -70,7 +95,6 @@ def _add_endpoint(group: Any) -> None:
         help="environment variable with the key; where it is not named, OPENAI_API_KEY, if that is "
         "set",
     )
-    add("--picture-size", type=int, default=512, help="side of the pictures that are sent [px]")
     add("--concurrency", type=int, default=8, help="requests at a time [count]")
     add("--timeout", type=float, default=120.0, help="longest time for one answer [s]")
     add("--retries", type=int, default=5, help="attempts after the first [count]")
@@ -84,127 +108,155 @@ def _add_endpoint(group: Any) -> None:
     add("--price-out", type=float, help="price of a million tokens that are answered")
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What is judged: name, picture format, digest, what it can read, and how it answers scenes.
-
-    `about` returns what else the results say, after the last answer.
-    """
-
-    name: str
-    image: ImageSpec
-    digest: str
-    reads: tuple[str, ...]
-    answer: Callable[[Scenes, str, Callable[[int], Any]], list[Record]]
-    about: Callable[[], dict[str, Any]] = dict
-
-
 def _evaluate(args: argparse.Namespace) -> int:
-    from mgsd_core.evaluate import plan_records, record_dict, summarise, table
-    from mgsd_core.scenes import load_scenes
-
+    if args.compare is not None:
+        return _compare(args)
+    if (args.data is None and args.cases is None) or args.out is None:
+        raise ValueError("--data (or --cases) and --out are needed to evaluate a model")
     if args.batch < 1 or (args.limit is not None and args.limit < 1):
         raise ValueError("--batch and --limit must be at least 1")
+    if any(value is not None and value < 1 for value in (args.picture_size, args.max_tokens)):
+        raise ValueError("--picture-size and --max-tokens must be at least 1")
     model = _model(args)
     asked = args.input or ("image" if args.endpoint else "both")
     sources = model.reads if asked == "both" else (asked,)
     if not set(sources) <= set(model.reads):
         raise ValueError(f"{args.model} is a bundle: it reads pictures only (--input image)")
-    scenes = load_scenes(args.data, args.split, model.image, limit=args.limit)
-    swapped, shown = scenes.swapped()
-    if args.swap_images and not shown:
+    scenes, problems = _scenes(args, model)
+    if args.swap_images and not scenes.swapped()[1]:
         raise ValueError("--swap-images needs at least two scenes of a family and level")
-    results: dict[str, Any] = {}
+    return _judge(args, model, scenes, sources, problems)
+
+
+def _judge(
+    args: argparse.Namespace,
+    model: JudgedModel,
+    scenes: Scenes,
+    sources: tuple[str, ...],
+    problems: list[str],
+) -> int:
+    from mgsd_core.evaluation.answers import plan_records
+    from mgsd_core.evaluation.intervals import add_intervals, paired
+    from mgsd_core.evaluation.report import write_report
+    from mgsd_core.evaluation.results import write_results
+    from mgsd_core.evaluation.summary import summarise, table
+    from mgsd_core.installed import package_version
+    from mgsd_core.prompts import prompts_digest
+
     args.out.mkdir(parents=True, exist_ok=True)
+    records: dict[str, list[Record]] = {}
+    rows = []
     for source in sources:
-        records = _answers(model, scenes, source, source)
-        results[source] = summarise(records)
-        lines = "".join(json.dumps(record_dict(r)) + "\n" for r in records)
-        write_file(args.out / f"responses_{source}.jsonl", lines)
-    rows = list(results.items())
+        records[source] = _answers(model, scenes, source, source)
+        rows.append((source, add_intervals(summarise(records[source]), records[source])))
+    results = dict(rows)
     # The first source stands at the top, where other programs look for it.
     report = {
-        "schema_version": 1,
         "model": model.name,
         "model_digest": model.digest,
+        "data": str(args.data or args.cases),
         "data_digest": scenes.digest,
-        "split": args.split,
+        "split": args.split if args.cases is None else None,
+        "prompts": {
+            "style": model.style,
+            "digest": prompts_digest(model.style, sorted({s.family for s in scenes.states})),
+        },
+        "version": package_version(),
         "input": sources[0],
         **results[sources[0]],
     }
     if len(sources) == 2:
+        gap = paired(list(zip(records["image"], records["text"], strict=True)))
         report["symbolic"] = results["text"]
-        report["modality_gap"] = (
-            results["text"]["macro"]["success"] - results["image"]["macro"]["success"]
-        )
+        report["modality_gap"] = gap["difference"]
+        report["modality_gap_interval"] = gap["interval"]
     if args.swap_images:
-        control = summarise(_answers(model, swapped, "image", "swapped"))
+        swapped, shown = scenes.swapped()
+        records["swapped"] = _answers(model, swapped, "image", "swapped")
+        control = add_intervals(summarise(records["swapped"]), records["swapped"])
         # As if the scene that is shown had been read and planned without a fault.
         chance = summarise(plan_records(swapped, [scenes.plans[i] for i in shown]))
         report["image_swapped"] = {**control, "chance": chance}
         rows += [("swapped", control), ("chance", chance)]
     report |= model.about()
-    write_file(args.out / "results.json", json.dumps(report, indent=1) + "\n")
+    if args.cases is not None:
+        report["problems"] = problems
+    write_results(args.out, report, records, scenes)
+    page = write_report(args.out)
     print(table(rows), file=sys.stderr)
-    print(json.dumps({"results": str(args.out / "results.json"), **report["macro"]}))
-    if failed := report.get("failed"):
+    where = {"results": str(args.out / "results.json"), "report": str(page)}
+    print(json.dumps({**where, **results[sources[0]]["macro"]}))
+    return _status(report.get("failed", ()), problems)
+
+
+def _status(failed: Any, problems: list[str]) -> int:
+    for problem in problems:
+        print(f"mgsd evaluate: left out: {problem}", file=sys.stderr)
+    if failed:
         print(
             f"mgsd evaluate: {len(failed)} requests have no answer and count as failures, first "
             f"for {failed[0]['scene']}: {failed[0]['reason']}; the same command asks them again",
             file=sys.stderr,
         )
-        return 1
+    return 1 if failed or problems else 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from mgsd_core.evaluation.compare import compare, comparison_table
+    from mgsd_core.evaluation.results import read_results
+
+    if args.data is not None or args.cases is not None:
+        raise ValueError("--compare reads results: it takes neither --data nor --cases")
+    if args.input == "both":
+        raise ValueError("--compare looks at one --input: image or text")
+    first, second = (read_results(path) for path in args.compare)
+    compared = compare(first, second, args.input or "image")
+    print(comparison_table(compared), file=sys.stderr)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_file(args.out / "comparison.json", json.dumps(compared, indent=1) + "\n")
+    print(json.dumps({"count": compared["count"], **compared["macro"]["success"]}))
     return 0
 
 
-def _answers(model: _Model, scenes: Scenes, source: str, title: str) -> list[Record]:
+def _scenes(args: argparse.Namespace, model: JudgedModel) -> tuple[Scenes, list[str]]:
+    """Return what is evaluated on, and why cases were left out."""
+    from mgsd_core.scenes import load_case_scenes, load_scenes
+    from sim.cases import CaseError
+
+    if args.cases is None:
+        return load_scenes(args.data, args.split, model.image, limit=args.limit), []
+    problems: list[str] = []
+    try:
+        scenes = load_case_scenes(
+            args.cases, model.image, args.limit, lambda error: problems.append(str(error))
+        )
+    except CaseError as error:
+        raise ValueError(f"{error}; {problems[0]}" if problems else str(error)) from None
+    return scenes, problems
+
+
+def _answers(model: JudgedModel, scenes: Scenes, source: str, title: str) -> list[Record]:
     from tqdm import tqdm
 
     with tqdm(total=len(scenes.states), desc=title, unit="scene", disable=None) as bar:
         return model.answer(scenes, source, bar.update)
 
 
-def _model(args: argparse.Namespace) -> _Model:
-    from mgsd_core.runtime.bundle import MANIFEST
+def _model(args: argparse.Namespace) -> JudgedModel:
+    from mgsd_core.evaluation.models import load_model
 
     if args.endpoint is not None:
         return _endpoint(args)
     if args.endpoint_model is not None:
         raise ValueError("--endpoint-model needs --endpoint")
-    is_bundle = (args.model / MANIFEST).is_file()
-    return _bundle(args.model) if is_bundle else _weights(args.model, args.batch)
+    return load_model(args.model, args.batch, args.picture_size, args.max_tokens)
 
 
-def _weights(path: Path, batch: int) -> _Model:
-    from mgsd_core.evaluate import evaluate
-    from mgsd_core.model import default_device, load_backbone
-    from mgsd_core.training import directory_digest
-
-    backbone = load_backbone(path)
-    backbone.model.to(default_device())
-
-    def answer(scenes: Scenes, source: str, progress: Callable[[int], Any]) -> list[Record]:
-        return evaluate(backbone, scenes, source, batch, progress)
-
-    return _Model(str(path), backbone.image, directory_digest(path), ("image", "text"), answer)
-
-
-def _bundle(path: Path) -> _Model:
-    from mgsd_core.evaluate import evaluate_bundle
-    from mgsd_core.runtime.bundle import read_bundle
-
-    bundle = read_bundle(path)
-
-    def answer(scenes: Scenes, _: str, progress: Callable[[int], Any]) -> list[Record]:
-        return evaluate_bundle(path, scenes, progress)
-
-    return _Model(str(path), bundle.manifest.image, bundle.digest, ("image",), answer)
-
-
-def _endpoint(args: argparse.Namespace) -> _Model:
-    from mgsd_core.endpoint import Endpoint
-    from mgsd_core.endpoint_evaluate import EndpointRun
-    from mgsd_core.runtime.preprocess import ImageSpec
+def _endpoint(args: argparse.Namespace) -> JudgedModel:
+    from mgsd_core.evaluation.endpoint import Endpoint
+    from mgsd_core.evaluation.endpoint_run import EndpointRun
+    from mgsd_core.evaluation.models import DEFAULT_SIZE, endpoint_model
 
     if args.endpoint_model is None:
         raise ValueError("--endpoint needs --endpoint-model, the model's name there")
@@ -225,10 +277,5 @@ def _endpoint(args: argparse.Namespace) -> _Model:
     endpoint = Endpoint(
         args.endpoint, args.endpoint_model, key or None, args.timeout, args.retries, extra
     )
-    run = EndpointRun(endpoint, args.out, args.concurrency)
-
-    def about() -> dict[str, Any]:
-        return run.about(*prices)
-
-    image = ImageSpec(args.picture_size)
-    return _Model(endpoint.model, image, run.digest, ("image", "text"), run.answer, about)
+    run = EndpointRun(endpoint, args.out, args.concurrency, args.max_tokens)
+    return endpoint_model(run, args.picture_size or DEFAULT_SIZE, *prices)

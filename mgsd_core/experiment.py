@@ -187,7 +187,8 @@ def collect(experiment: Experiment, out: Path) -> list[dict[str, Any]]:
             if file.is_file():
                 result = json.loads(file.read_text())
                 # Where it lay on the machine is nobody's business.
-                result.pop("model", None)
+                for place in ("model", "data"):
+                    result.pop(place, None)
                 seed = int(run.name.removeprefix("seed-"))
                 found.append({"seed": seed, "arm": arm.name, **result})
     return found

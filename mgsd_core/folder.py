@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from mgsd_core.runtime.images import read_image
 from sim import SPLITS, Plan, State, parse_plan, simulate, solve, state_from_dict
 
+#: Takes homogeneous (column, row, 1), whole numbers at the cells' centres, to w (x, y, 1) in shares
+#: of a picture's width and height: 0 at its left and upper edge, 1 at the others.
+Grid3x3 = tuple[tuple[float, ...], ...]
+
 _FIELDS = {"image", "state"}
 
 
@@ -38,6 +42,7 @@ class Picture:
         read: returns it, uint8 [H, W, 3]; raises ValueError or OSError where it cannot be read.
         state, plan: the true state and its optimal plan.
         chosen: the plan as somebody chose it among equally short ones; "" for the usual one.
+        grid: where the cells are in the picture, None where nobody knows.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Picture:
     state: State
     plan: Plan
     chosen: str = ""
+    grid: Grid3x3 | None = None
 
 
 def is_folder(path: Path) -> bool:

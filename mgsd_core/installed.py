@@ -1,12 +1,13 @@
-"""Where the files are that come with the package and are no Python: model, profiles, parameters.
+"""What is installed: the package's version, and its files that are no Python.
 
-In a checkout they lie at its top; an installation (pip, colcon) puts them into `share/mgsd_ros`,
-where ROS looks too.
+Those are model, profiles and parameters. In a checkout they lie at its top; an installation (pip,
+colcon) puts them into `share/mgsd_ros`, where ROS looks too.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 #: The bundle that plans when none is named.
@@ -45,3 +46,11 @@ def shipped_bundle() -> Path:
         raise FileNotFoundError(
             f"this installation has no model of its own, name a bundle: {error}"
         ) from None
+
+
+def package_version() -> str:
+    """Return the version of this package, "unknown" where it is not installed."""
+    try:
+        return version("mgsd_ros")
+    except PackageNotFoundError:
+        return "unknown"

@@ -240,7 +240,9 @@ def _close_cell(said: str) -> str:
 
 
 def _sentence(text: str, title: str) -> str:
-    match = re.search(rf"(?:^|\s){re.escape(title)} ([^.]*)\.", text)
-    if match is None:
+    # In two steps: a pattern up to the full stop would look for it again from every title.
+    begun = re.search(rf"(?:^|\s){re.escape(title)} ", text)
+    end = -1 if begun is None else text.find(".", begun.end())
+    if begun is None or end < 0:
         raise StateTextError(f"no sentence '{title} ….'")
-    return match[1]
+    return text[begun.end() : end]

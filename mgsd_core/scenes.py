@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mgsd_core.folder import Picture, folder_pictures, is_folder
+from mgsd_core.folder import Grid3x3, Picture, folder_pictures, is_folder
 from mgsd_core.runtime.preprocess import ImageSpec, fit
-from sim import Plan, State, state_digest
+from sim import Plan, State, solve, state_digest
 from sim.sampling import check_split
+
+if TYPE_CHECKING:
+    from sim.cases import Report
+    from sim.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Scenes:
         states, plans: the true state and the optimal plan of each picture.
         names: of each picture, for messages: family, level, split and seed; or its file's.
         digest: SHA-256 (hex) of all of it, so that a run is not resumed on other data.
+        grids: where the cells are in each picture, see `mgsd_core.folder.Grid3x3`; None where
+            nobody knows, by default in all.
     """
 
     images: NDArray[np.uint8]
@@ -33,6 +41,11 @@ class Scenes:
     plans: Sequence[Plan]
     names: Sequence[str]
     digest: str
+    grids: Sequence[Grid3x3 | None] = ()
+
+    def __post_init__(self) -> None:
+        if not self.grids:
+            object.__setattr__(self, "grids", [None] * len(self.states))
 
     def tasks(self) -> list[tuple[str, int]]:
         """Return the (family, level) pairs that occur, sorted."""
@@ -46,6 +59,7 @@ class Scenes:
             [self.plans[i] for i in indices],
             [self.names[i] for i in indices],
             self.digest,
+            [self.grids[i] for i in indices],
         )
 
     def swapped(self) -> tuple[Scenes, list[int]]:
@@ -66,7 +80,8 @@ class Scenes:
                 half = len(group) // 2
                 chosen += group
                 shown += group[half:] + group[:half]
-        return replace(self.part(chosen), images=self.images[shown]), shown
+        others = self.part(shown)
+        return replace(self.part(chosen), images=others.images, grids=others.grids), shown
 
 
 def load_scenes(path: Path, split: str, image: ImageSpec, limit: int | None = None) -> Scenes:
@@ -82,11 +97,38 @@ def load_scenes(path: Path, split: str, image: ImageSpec, limit: int | None = No
         sim.dataset.DatasetError: nothing of that split there, or a damaged file.
         mgsd_core.folder.FolderError: the same of a folder; names the line of its list.
     """
-    images, states, plans, names = [], [], [], []
+    check_split(split)
+    shown = folder_pictures(path, split) if is_folder(path) else _episodes(path, split)
+    return _scenes(shown, image, limit)
+
+
+def load_case_scenes(
+    path: Path, image: ImageSpec, limit: int | None = None, report: Report | None = None
+) -> Scenes:
+    """Load cases of public benchmarks, as `sim.cases` reads them, to be planned.
+
+    A case shows the benchmark's own picture; where it has none, the renderer `flat` draws it. The
+    plan is the solver's; what a case lists itself is checked.
+
+    Args:
+        path: file or folder.
+        image: picture format of the model.
+        limit: most cases of each family and level, the first; None takes all.
+        report: called with the CaseError of every case that cannot be read or lists what is wrong,
+            and the rest goes on. Without it the error is raised.
+
+    Raises:
+        sim.cases.CaseError: there is none that can be planned, or something is wrong and `report`
+            is None.
+    """
+    return _scenes(_cases(path, image.size, limit, report), image)
+
+
+def _scenes(pictures: Iterable[Picture], image: ImageSpec, limit: int | None = None) -> Scenes:
+    images, states, plans, names, grids = [], [], [], [], []
     digest = hashlib.sha256(repr(image).encode())
     taken: dict[tuple[str, int], int] = {}
-    check_split(split)
-    for shown in folder_pictures(path, split) if is_folder(path) else _episodes(path, split):
+    for shown in pictures:
         task = (shown.state.family, shown.state.size)
         taken[task] = taken.get(task, 0) + 1
         if limit is not None and taken[task] > limit:
@@ -98,13 +140,50 @@ def load_scenes(path: Path, split: str, image: ImageSpec, limit: int | None = No
         states.append(shown.state)
         plans.append(shown.plan)
         names.append(shown.name)
-    return Scenes(np.stack(images), states, plans, names, digest.hexdigest())
+        grids.append(shown.grid)
+    return Scenes(np.stack(images), states, plans, names, digest.hexdigest(), grids)
 
 
 def _episodes(path: Path, split: str) -> Iterator[Picture]:
     from sim.dataset import iter_episodes
 
     for episode in iter_episodes(path, split):
-        state = episode.state
+        state, rgb = episode.state, episode.image
         name = f"{state.family}-{state.size}-{split}-{episode.seed}"
-        yield Picture(name, partial(np.asarray, episode.image), state, episode.plan)
+        grid = _in_shares(episode.grid, rgb)
+        yield Picture(name, partial(np.asarray, rgb), state, episode.plan, grid=grid)
+
+
+def _cases(path: Path, size: int, limit: int | None, report: Report | None) -> Iterator[Picture]:
+    from sim.cases import CaseError, check_case, load_cases, show_case
+    from sim.flat import FlatRenderer
+
+    taken: Counter[tuple[str, int]] = Counter()
+    with FlatRenderer() as drawer:
+        for case in load_cases(path, report=report):
+            state = case.state
+            if limit is not None and taken[state.family, state.size] >= limit:
+                continue
+            try:
+                check_case(case)
+                rgb, grid = show_case(case, size, drawer)
+            except CaseError as error:
+                if report is None:
+                    raise
+                report(error)
+                continue
+            taken[state.family, state.size] += 1
+            plan = solve(state)
+            assert plan is not None, "what was checked has a plan"
+            where = None if grid is None else _in_shares(grid, rgb)
+            yield Picture(case.name, partial(np.asarray, rgb), state, plan, grid=where)
+    if not taken:
+        raise CaseError(str(path), "there is no case that can be planned")
+
+
+def _in_shares(grid: Grid, rgb: NDArray[np.uint8]) -> Grid3x3:
+    """Return a grid's map to the picture, in shares; they stay when the picture is fitted."""
+    height, width = rgb.shape[:2]
+    # Whole numbers are the pixels' centres.
+    to_shares = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1]])
+    return tuple(map(tuple, (to_shares @ np.array(grid.cell_to_pixel)).tolist()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mgsd_core
@@ -28,14 +27,6 @@ def code_digest() -> str:
     places = [Path(str(package.__file__)).parent for package in (sim, mgsd_core, mgsd_ros)]
     digests = [f"{_digest(place, place.rglob('*.py'))}  {place.name}\n" for place in places]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def package_version() -> str:
-    """Return the version of this package, "unknown" where it is not installed."""
-    try:
-        return version("mgsd_ros")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _digest(place: Path, files: Iterable[Path]) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from rosbags.typesys import Stores
 
-from mgsd_core.evaluate import summarise
+from mgsd_core.evaluation.summary import summarise
+from mgsd_core.installed import package_version
 from mgsd_ros.answers import to_json
-from mgsd_ros.bag_digests import bag_digest, code_digest, package_version
+from mgsd_ros.bag_digests import bag_digest, code_digest
 from mgsd_ros.bag_parameters import parameters_to_dict
 from mgsd_ros.bag_places import check_places
 from mgsd_ros.bag_plans import PlansTo, new_plans_bag
@@ -96,9 +97,9 @@ def evaluate_bag(
         the other and with the same true state where that is known, the shares with the same
         recovered `state` and the same `plan`; `ages` [s] of frames when planning began and when the
         plan came, None in `EVERY_FRAME` mode; `digests`, `version` and `parameters` that it all
-        depends on; what `mgsd_core.evaluate.summarise` says of the `count` frames whose truth is
-        known; `stages`, the times {stage: {"median", "p95", "max"}} [s]; and `errors`, those of the
-        frames with how often there were any, the most frequent first.
+        depends on; what `mgsd_core.evaluation.summary.summarise` says of the `count` frames whose
+        truth is known; `stages`, the times {stage: {"median", "p95", "max"}} [s]; and `errors`,
+        those of the frames with how often there were any, the most frequent first.
 
     Raises:
         BagError: not one frame can be read: no bag, no images on the topic, no camera_info where

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgsd_core.evaluate import Record, record_dict, score
+from mgsd_core.evaluation.score import NO_ANSWER, UNPARSABLE, Record, record_dict, score
 from mgsd_core.prompts import ParsedResponse
 from mgsd_core.runtime import Response
 from mgsd_ros.answers import failure_to_dict
@@ -141,7 +141,7 @@ class BagRun:
             sent = answer | {"timings": {}}
             shown = None if response is None else rgb
             self._plans.add_answer(sent, header, began + busy, shown)
-        record = _judge(frame, response, answer["error"])
+        record = _judge(index, frame, response, answer["error"])
         if record is not None:
             self.records.append(record)
         line = answer | {"index": index} | _truth(frame, record)
@@ -174,14 +174,18 @@ class BagRun:
         return False
 
 
-def _judge(frame: BagFrame, response: Response | None, error: str | None) -> Record | None:
+def _judge(
+    index: int, frame: BagFrame, response: Response | None, error: str | None
+) -> Record | None:
     if frame.truth is None:
         return None
     state, plan, text = (
         (None, None, "") if response is None else (response.state, response.plan, response.text)
     )
     parsed = ParsedResponse(state, plan, error)
-    return score(frame.truth.state, len(frame.truth.plan), parsed, text)
+    failed = NO_ANSWER if response is None else UNPARSABLE
+    truth = frame.truth
+    return score(f"frame-{index}", truth.state, truth.plan, parsed, text, failed)
 
 
 def _truth(frame: BagFrame, record: Record | None) -> dict[str, Any]:

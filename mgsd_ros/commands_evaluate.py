@@ -142,7 +142,7 @@ def run_evaluate_bag(args: argparse.Namespace) -> int:
 
 
 def _print_summary(name: str, summary: dict[str, Any]) -> None:
-    from mgsd_core.evaluate import table
+    from mgsd_core.evaluation.summary import table
 
     if summary["count"]:
         print(table([(name, summary)]))

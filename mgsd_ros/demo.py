@@ -308,7 +308,7 @@ def _ros_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_table(results: dict[str, Any]) -> None:
-    from mgsd_core.evaluate import table
+    from mgsd_core.evaluation.summary import table
 
     print("\n" + table(list(results.items())), flush=True)
 

@@ -66,6 +66,7 @@ class Case:
         distances: listed numbers of steps from cells to the goal, None where none are listed.
         neighbours: cells listed as those beside the `printer` and the `table`, or None.
         where: "file:line" of the state.
+        fills: whether `picture` shows the board alone, from edge to edge.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Case:
     distances: Mapping[Cell, int] | None
     neighbours: Mapping[str, frozenset[Cell]] | None
     where: str
+    fills: bool = False
 
 
 Read = Union[Case, CaseError]
@@ -119,7 +121,8 @@ def _table_case(file: Path, name: str) -> Case:
     plan = None
     if listed is not None:
         plan = _parsed(listed, "frozenlake", f"{level.parent / PLANS_NAME}:{lines_of[key]}")
-    return Case(name, lake, picture, plan, None, None, where)
+    # In the benchmark's own pictures every cell is 64 × 64 px, and nothing is around them.
+    return Case(name, lake, picture, plan, None, None, where, fills=picture is not None)
 
 
 def _level_and_picture(file: Path, texts: str, pictures: str) -> tuple[Path, Path | None]:

@@ -8,19 +8,26 @@ lists besides the state is checked by `check_case` against this package's solver
 from __future__ import annotations
 
 import re
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sim.actions import MOVES
+from sim.camera import Camera
 from sim.case_files import Case, CaseError, Read, read_rows, read_table, read_walls
+from sim.grid import CELL_SIZE, Grid, make_grid
 from sim.planning import Pose, simulate, solve, step
+from sim.scene import grid_of
 from sim.states import Cell, MiniBehaviour, State, all_cells, state_digest
+
+if TYPE_CHECKING:
+    from sim.flat import FlatRenderer
 
 __all__ = [
     "KINDS",
@@ -30,6 +37,7 @@ __all__ = [
     "check_case",
     "excluded_states",
     "load_cases",
+    "show_case",
 ]
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {
@@ -67,6 +75,8 @@ def load_cases(
     for file, own_kind in _files(root, kind):
         relative = file.relative_to(root) if root.is_dir() else Path(file.name)
         name = relative.with_suffix("").as_posix()
+        if own_kind == "visualplanning" and file.with_suffix("").is_dir():
+            name = relative.as_posix()  # maps in that folder have the shorter names
         for read in _READERS[own_kind](file, name):
             if isinstance(read, Case):
                 yield read
@@ -128,20 +138,57 @@ def case_picture(case: Case, size: int) -> NDArray[np.uint8]:
     Raises:
         CaseError: its file is no square PNG of at most `MAX_PICTURE_SIDE` px, or is damaged.
     """
-    if case.picture is None:
-        from sim.flat import FlatRenderer
+    from sim.flat import FlatRenderer
 
-        with FlatRenderer() as drawer:
-            return drawer.render(drawer.build(case.state, None, size, "plain")).rgb
-    where = str(case.picture)
+    with FlatRenderer() as drawer:
+        picture = Image.fromarray(show_case(case, size, drawer)[0])
+    return np.array(picture.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def show_case(case: Case, size: int, drawer: FlatRenderer) -> tuple[NDArray[np.uint8], Grid | None]:
+    """Return a picture of a case, uint8 [side, side, 3], and where the cells are in it.
+
+    That is the case's own picture with the side that it has; where there is none, one with the side
+    `size` [px] that `drawer` draws. None for the grid: nobody knows.
+
+    Raises:
+        CaseError: its file is no square PNG of at most `MAX_PICTURE_SIDE` px, or is damaged.
+    """
+    if case.picture is None:
+        scene = drawer.build(case.state, None, size, "plain")
+        return drawer.render(scene).rgb, grid_of(scene)
+    picture = _own_picture(case.picture)
+    return picture, _filling_grid(case.state.size, len(picture)) if case.fills else None
+
+
+def _own_picture(file: Path) -> NDArray[np.uint8]:
+    damage = (
+        OSError,
+        ValueError,
+        SyntaxError,  # Pillow's word for a broken PNG
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    )
     try:
-        with Image.open(case.picture, formats=["PNG"]) as picture:
+        with Image.open(file, formats=["PNG"]) as picture:
             # Before decoding: a few bytes can claim to be a picture of any size.
             if picture.width != picture.height or picture.width > MAX_PICTURE_SIDE:
-                raise CaseError(where, f"{picture.width} × {picture.height} px is no board")
-            return np.array(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CaseError(where, f"the picture cannot be decoded ({error})") from error
+                raise CaseError(str(file), f"{picture.width} × {picture.height} px is no board")
+            return np.array(picture.convert("RGB"))
+    except CaseError:
+        raise
+    except damage as error:
+        raise CaseError(str(file), f"the picture cannot be decoded ({error})") from error
+
+
+def _filling_grid(size: int, side: int) -> Grid:
+    """Return the grid of a board of `size` × `size` cells that fills its picture of `side` px."""
+    metres = size * CELL_SIZE
+    camera = Camera.looking_at(
+        (0, 0, metres), (0, 0, 0), (0, 1, 0), side, side, side / metres, "orthographic"
+    )
+    return make_grid(size, camera)
 
 
 # --- Files ---

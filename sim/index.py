@@ -99,6 +99,22 @@ def known_shards(out: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return index["shards"]
 
 
+def named_exclusions(out: Path) -> dict[str, str]:
+    """Return what names the states that were left out of a directory's data set.
+
+    By family, level and split, as `sim.shards.named_exclusion` has it; of parts that leave out
+    nothing, and of a directory without an index, there is none.
+
+    Raises:
+        DatasetError: the index is damaged.
+    """
+    return {
+        part: arguments["exclude"]
+        for part, arguments in _read(out)["parts"].items()
+        if isinstance(arguments, dict) and "exclude" in arguments
+    }
+
+
 def enter_shards(
     out: Path, lock: IO[bytes], arguments: Mapping[str, Any], shards: Mapping[str, Any]
 ) -> None:

@@ -120,6 +120,24 @@ def simulate(state: State, plan: Sequence[StrEnum]) -> Outcome:
     return Outcome(pose.done, optimal, steps, tuple(path), failure)
 
 
+def optimal_steps(state: State, plan: Sequence[StrEnum]) -> int:
+    """Return with how many of its actions, from the first on, a plan keeps to a shortest one.
+
+    Up to there every action can be carried out and leaves one action less to be done.
+    """
+    pose = find_family(state.family).begin(state)
+    left = solve(state)
+    for done, action in enumerate(plan):
+        after = step(state, pose, action) if left else Failure.INCOMPLETE
+        if isinstance(after, StrEnum):
+            return done
+        rest = solve(state, after)
+        if rest is None or left is None or len(rest) >= len(left):
+            return done
+        pose, left = after, rest
+    return len(plan)
+
+
 # Whoever draws a state has just asked whether it has a plan.
 @lru_cache(maxsize=64)
 def solve(state: State, pose: AnyPose | None = None) -> Plan | None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mgsd_core.cli import main
+from sim import sample
 from sim.dataset import write_dataset
 
 
@@ -77,6 +78,77 @@ def test_a_bundle_is_judged_as_a_robot_runs_it(bundle_dir, model_dir, data, tmp_
         assert ours[key] == theirs[key]
     assert ours["macro"]["success"] == 1.0
     assert "symbolic" not in ours
+
+
+def test_results_say_how_sure_they_are(model_dir, data, tmp_path):
+    assert _evaluate(model_dir, data, tmp_path, "--split", "train") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    level = results["families"]["frozenlake"]["levels"]["3"]
+    assert level["intervals"]["success"] == pytest.approx([0.806, 1.0], abs=1e-3)  # of 16 in 16
+    low, high = results["modality_gap_interval"]
+    assert low < results["modality_gap"] < high < 0
+    first = (tmp_path / "results.json").read_bytes(), (tmp_path / "report.html").read_bytes()
+    assert _evaluate(model_dir, data, tmp_path, "--split", "train") == 0
+    assert first == (
+        (tmp_path / "results.json").read_bytes(),
+        (tmp_path / "report.html").read_bytes(),
+    )
+
+
+def test_two_results_are_compared_in_the_terminal(model_dir, data, tmp_path, capsys):
+    results = [tmp_path / name for name in ("whole", "part")]
+    assert _evaluate(model_dir, data, results[0], "--split", "train", "--input", "both") == 0
+    assert _evaluate(model_dir, data, results[1], "--split", "train", "--limit", "9") == 0
+    capsys.readouterr()
+    compare = ["evaluate", "--compare", *map(str, results)]
+    assert main([*compare, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "frozenlake 3" in printed.err and "McNemar" in printed.err
+    told = json.loads(printed.out)
+    assert (told["count"], told["difference"], told["p"]) == (9, 0.0, 1.0)
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["left_out"] == {"first": 7, "second": 0}
+    assert main([*compare, "--input", "text"]) == 0
+    assert main([*compare, "--input", "both"]) == 2
+    assert main([*compare, "--data", str(data)]) == 2
+    (results[1] / "results.json").unlink()
+    capsys.readouterr()
+    assert main(compare) == 2
+    error = capsys.readouterr().err
+    assert "holds no results.json" in error and error.count("\n") == 1
+
+
+def test_public_cases_are_evaluated_and_damaged_ones_left_out(model_dir, tmp_path, capsys):
+    maps = tmp_path / "maps" / "level3"
+    maps.mkdir(parents=True)
+    for seed in range(5):
+        (maps / f"{seed}.txt").write_text(_map(sample("frozenlake", 3, seed)))
+    (maps / "2.txt").write_text("| | Col 1 |\n| Row 1 | ? |\n")
+    out = tmp_path / "out"
+    words = ["evaluate", "--model", str(model_dir), "--cases", str(maps.parent), "--out", str(out)]
+    assert main([*words, "--input", "image"]) == 1
+    assert f"left out: {maps / '2.txt'}:" in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text())
+    assert results["count"] == 4
+    assert results["split"] is None
+    assert len(results["problems"]) == 1
+    # Where nothing is left it is said why.
+    for seed in (0, 1, 3, 4):
+        (maps / f"{seed}.txt").unlink()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "'?' is none of" in error and error.count("\n") == 1
+    # Scenes must come from somewhere.
+    assert main(["evaluate", "--model", str(model_dir), "--out", str(out)]) == 2
+
+
+def _map(lake):
+    """A map as Visual Spatial Planning writes it."""
+    letters = {lake.start: "@", lake.goal: "*", **dict.fromkeys(lake.holes, "#")}
+    span = range(lake.size)
+    rows = [["", *(f"Col {c + 1}" for c in span)]]
+    rows += [[f"Row {r + 1}", *(letters.get((r, c), "_") for c in span)] for r in span]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def test_a_bundle_reads_no_symbols(bundle_dir, data, tmp_path, capsys):

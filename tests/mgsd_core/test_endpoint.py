@@ -33,7 +33,7 @@ from sim.dataset import iter_episodes, write_dataset
 
 pytest.importorskip("httpx2")
 
-from mgsd_core.endpoint import (
+from mgsd_core.evaluation.endpoint import (
     MAX_BYTES,
     MAX_TEXT,
     Endpoint,
@@ -183,7 +183,8 @@ def test_an_endpoint_is_judged_as_other_models_are(server, data, tmp_path, monke
     assert (usage["calls"], usage["retries"]) == (SCENES, 0)
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (100 * SCENES, 10 * SCENES)
     assert usage["cost"] == pytest.approx(SCENES * (100 * 2 + 10 * 10) / 1e6)
-    assert len(results["endpoint"]["prompt_version"]) == 64
+    assert results["prompts"]["style"] == "full"
+    assert len(results["prompts"]["digest"]) == 64
     body = server.bodies[0]
     assert (body["temperature"], body["max_tokens"], body["top_p"]) == (0, 77, 0.5)
     words = body["messages"][1]["content"][0]["text"]

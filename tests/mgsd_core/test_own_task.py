@@ -17,7 +17,7 @@ from PIL import Image
 
 from mgsd_core import prompts
 from mgsd_core.cli import main
-from mgsd_core.evaluate import score
+from mgsd_core.evaluation.score import score
 from mgsd_core.language import Field, Language, cell, cells, number
 from mgsd_core.own_task import check_task
 from mgsd_core.prompts import find_language, parse_response, prompts_digest
@@ -102,12 +102,17 @@ def test_the_digest_of_prompts_covers_own_words_and_leaves_the_others_alone():
 def test_responses_to_own_tasks_are_judged(parcels):
     state = parcels.Parcels(3, (0, 0), (0, 1), "blue", (0, 2), (1, 2))
     text = prompts.state_text(state).replace("blue", "yellow") + " <answer>R PICK R TIP</answer>"
-    record = score(state, 4, parse_response(text, "parcels"), text)
+    record = _judged(state, text)
     assert (record.success, record.optimal, record.legal, record.state) == (True, True, True, False)
     assert [name for name, right in record.fields.items() if not right] == ["colour"]
     text = "<answer>R PICK TIP</answer>"
-    record = score(state, 4, parse_response(text, "parcels"), text)
+    record = _judged(state, text)
     assert (record.legal, record.failure, record.steps) == (False, "wrong_place", 2)
+    assert (record.cause, record.progress) == ("no_state", 0.5)
+
+
+def _judged(state, text):
+    return score("parcel", state, solve(state), parse_response(text, "parcels"), text)
 
 
 # --- Trying a family out ---

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from mgsd_core.prompts import (
     PROMPT_STYLES,
     PromptError,
     StateTextError,
+    find_language,
     instruction,
     parse_response,
     parse_state_text,
@@ -50,6 +52,16 @@ def test_cut_responses_are_reported_not_raised(task, seed, length):
 def test_any_text_is_parsed_without_an_error(text, family):
     parsed = parse_response(text, family)
     assert parsed.problem is not None or parsed.plan is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_text_without_a_full_stop_is_parsed_in_no_time(family):
+    """A model that repeats itself must not keep a robot waiting: the time grows with the length."""
+    size, *others = (field.title for field in find_language(family).fields)
+    began = time.process_time()
+    for text in (f" {size}" * 20_000, *(f"{size} 3. " + f" {t} (0,0)" * 20_000 for t in others)):
+        assert parse_response(text, family).problem is not None
+    assert time.process_time() - began < 2.0
 
 
 @given(tasks, seeds)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mgsd_core.encoding import prompt_ids
-from mgsd_core.evaluate import evaluate_bundle, summarise
+from mgsd_core.evaluation.answers import evaluate_bundle
+from mgsd_core.evaluation.summary import summarise
 from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt

@@ -3,9 +3,12 @@ sample that stands beside the project, where it does, and data sets that keep cl
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -485,6 +488,13 @@ def test_a_folder_is_read_whole(tmp_path: Path) -> None:
     assert len(list(load_cases(tmp_path / "maps" / "level3"))) == 11
 
 
+def test_no_two_cases_have_one_name(tmp_path: Path) -> None:
+    written(str(tmp_path / "level3" / "1.txt"), table(LAKE))
+    written(str(tmp_path / "level3.jsonl"), json.dumps(row(LAKE)))
+    names = [case.name for case in load_cases(tmp_path)]
+    assert sorted(names) == ["level3.jsonl/1", "level3/1"]
+
+
 def test_plans_are_listed_beside_the_levels(tmp_path: Path) -> None:
     for number in range(2):
         written(str(tmp_path / "level3" / f"{number}.txt"), table(LAKE))
@@ -529,9 +539,30 @@ def test_a_case_shows_its_own_picture_or_one_that_is_drawn(tmp_path: Path) -> No
         damaged = written(str(tmp_path / "bad.png"), data)
         with pytest.raises(CaseError, match=r"bad\.png: the picture cannot be decoded"):
             case_picture(replace(case, picture=damaged), 64)
+    for data in odd_pngs():
+        damaged = written(str(tmp_path / "odd.png"), data)
+        with pytest.raises(CaseError, match=r"odd\.png: the picture cannot be decoded"):
+            case_picture(replace(case, picture=damaged), 64)
     Image.new("RGB", (30, 20)).save(tmp_path / "wide.png")
     with pytest.raises(CaseError, match="30 × 20 px is no board"):
         case_picture(replace(case, picture=tmp_path / "wide.png"), 64)
+
+
+def odd_pngs() -> list[bytes]:
+    """Pictures with a text that swells to 2 MB, and with a chunk that is cut off."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "PNG")
+    data = file.getvalue()
+    chunks = ((b"zTXt", b"a\0\0" + zlib.compress(bytes(2 << 20))), (b"cHRM", b"abc"))
+    return [
+        data[:33]
+        + struct.pack(">I", len(body))
+        + name
+        + body
+        + struct.pack(">I", zlib.crc32(name + body))
+        + data[33:]
+        for name, body in chunks
+    ]
 
 
 # --- Training data that keeps clear ---

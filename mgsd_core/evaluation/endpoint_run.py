@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from mgsd_core import prompts
-from mgsd_core.endpoint import (
+from mgsd_core.evaluation.endpoint import (
     Answer,
     Client,
     Endpoint,
@@ -29,22 +28,16 @@ from mgsd_core.endpoint import (
     Question,
     request_digest,
 )
-from mgsd_core.evaluate import Record, score
+from mgsd_core.evaluation.score import NO_ANSWER, Record, score
+from mgsd_core.evaluation.untaught import prompt_of, response_limit
 from mgsd_core.prompts import ParsedResponse
 from mgsd_core.scenes import Scenes
-from sim import FAMILIES, sample, solve
-from sim.family import find_family
 
 #: The file of answers in the directory of the results.
 ANSWERS = "answers.jsonl"
-#: A model that was not trained here is told all of the task.
-STYLE = "full"
-#: Failure of a scene to which the endpoint had no answer.
-NO_ANSWER = "no answer"
 
 # So many failures in a row are no accident: the run ends instead of trying all other scenes.
 _IN_A_ROW = 8
-_LEAST_TOKENS = 1024
 _TYPES: dict[str, tuple[type, ...]] = {
     "text": (str,),
     "prompt_tokens": (int, type(None)),
@@ -62,20 +55,32 @@ class AnswersError(ValueError):
 class EndpointRun:
     """Asks an endpoint about scenes, and counts what that took.
 
+    Args:
+        endpoint: the model.
+        directory: of the file of answers.
+        concurrency: requests at a time.
+        max_tokens: longest answer [tokens]; None leaves room for twice the longest right one.
+
     Attributes:
         endpoint: the model.
         failed: (scene, reason) of the requests that have no answer.
     """
 
-    def __init__(self, endpoint: Endpoint, directory: Path, concurrency: int = 8) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        directory: Path,
+        concurrency: int = 8,
+        max_tokens: int | None = None,
+    ) -> None:
         if concurrency < 1:
             raise EndpointError("the concurrency must be at least 1")
         self.endpoint = endpoint
         self.failed: dict[str, tuple[str, str]] = {}
         self._path = directory / ANSWERS
         self._concurrency = concurrency
+        self._max_tokens = max_tokens
         self._answers: dict[str, Answer] = {}  # by the digests of this run's requests
-        self._families: set[str] = set()
         self._kept = 0
         self._lost: list[int] = []  # attempts of what came to nothing
         self._in_a_row = 0
@@ -84,7 +89,8 @@ class EndpointRun:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of URL, model and options; what the weights are, only the server knows."""
-        told = [self.endpoint.url, self.endpoint.model, dict(self.endpoint.extra)]
+        told: list[Any] = [self.endpoint.url, self.endpoint.model, dict(self.endpoint.extra)]
+        told += [self._max_tokens] if self._max_tokens else []
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def answer(
@@ -102,11 +108,10 @@ class EndpointRun:
             AnswersError: the file of answers is damaged, or another run writes it.
         """
         advance = progress or (lambda _: None)
-        self._families |= {state.family for state in scenes.states}
         digests = []
         asked: dict[str, list[int]] = {}
         for i in range(len(scenes.states)):
-            digest = request_digest(self.endpoint, _question(scenes, source, i))
+            digest = request_digest(self.endpoint, self._question(scenes, source, i))
             digests.append(digest)
             asked.setdefault(digest, []).append(i)
         begin = time.monotonic()
@@ -158,7 +163,6 @@ class EndpointRun:
             "endpoint": {
                 "url": self.endpoint.url,
                 "options": dict(self.endpoint.extra),
-                "prompt_version": prompt_version(self._families),
             },
             "usage": usage,
             "failed": [{"scene": scene, "reason": why} for scene, why in self.failed.values()],
@@ -178,7 +182,7 @@ class EndpointRun:
             for digest, indices in todo:  # one iterator for all workers
                 name = scenes.names[indices[0]]
                 try:
-                    answer = await client.ask(_question(scenes, source, indices[0]))
+                    answer = await client.ask(self._question(scenes, source, indices[0]))
                 except NoAnswerError as error:
                     self._fail(digest, name, error)
                 else:
@@ -202,42 +206,22 @@ class EndpointRun:
                 f"was answered is kept in {self._path}, the same command goes on"
             )
 
+    def _question(self, scenes: Scenes, source: str, i: int) -> Question:
+        state = scenes.states[i]
+        picture = scenes.images[i] if source == "image" else None
+        limit = self._max_tokens or response_limit(state.family)
+        return Question(prompt_of(state, source), picture, limit)
+
     def _last_reason(self) -> str:
         return list(self.failed.values())[-1][1]
 
     def _record(self, scenes: Scenes, i: int, answer: Answer | None) -> Record:
-        state, shortest = scenes.states[i], len(scenes.plans[i])
+        name, state, plan = scenes.names[i], scenes.states[i], scenes.plans[i]
         if answer is None:
-            return score(state, shortest, ParsedResponse(None, None, NO_ANSWER), "")
+            nothing = ParsedResponse(None, None, NO_ANSWER)
+            return score(name, state, plan, nothing, "", failed=NO_ANSWER)
         parsed = prompts.parse_response(answer.text, state.family)
-        return score(state, shortest, parsed, answer.text)
-
-
-def prompt_version(families: set[str]) -> str:
-    """Return the SHA-256 (hex) of all words that an endpoint reads by rule about these families."""
-    others = sorted(families - set(FAMILIES))
-    return prompts.prompts_digest(STYLE, [*FAMILIES, *others])
-
-
-@cache
-def response_limit(family: str) -> int:
-    """Return how long an answer about a family may be [tokens].
-
-    No tokenizer is known here: a token is taken for a character, which is too many, and the answer
-    may be twice as long as the longest of some right ones.
-    """
-    levels = find_family(family).levels
-    states = [sample(family, level, seed) for level in levels for seed in (0, 1)]
-    lengths = [len(prompts.response_text(state, solve(state) or ())) for state in states]
-    return max(_LEAST_TOKENS, 2 * max(lengths, default=0))
-
-
-def _question(scenes: Scenes, source: str, i: int) -> Question:
-    state = scenes.states[i]
-    limit = response_limit(state.family)
-    if source == "image":
-        return Question(prompts.student_prompt(state.family, STYLE), scenes.images[i], limit)
-    return Question(prompts.symbolic_prompt(state, STYLE), None, limit)
+        return score(name, state, plan, parsed, answer.text)
 
 
 # --- the file of answers ------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""Any vision-language checkpoint that transformers can load, asked as one behind an endpoint is.
+
+Qwen3-VL is judged by this package's own code, as it is trained; this is for all others, to compare
+with. They know nothing of the task: they are told all of it, in the words of the style `full`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3VLConfig
+
+from mgsd_core import prompts
+from mgsd_core.evaluation.models import JudgedModel, Progress
+from mgsd_core.evaluation.score import Record, score
+from mgsd_core.evaluation.untaught import STYLE, prompt_of, response_limit
+from mgsd_core.model import BackboneError, default_device
+from mgsd_core.runtime.preprocess import ImageSpec
+from mgsd_core.scenes import Scenes
+
+
+def load_checkpoint(
+    path: str | Path, size: int, batch: int, max_tokens: int | None = None
+) -> JudgedModel:
+    """Load a checkpoint.
+
+    Args:
+        path: directory, or as a text a name that transformers resolves. Its weights must be
+            safetensors, and no code of its own is run.
+        size: side of the pictures that it is shown [px]; its processor may resize them.
+        batch: responses generated at a time.
+        max_tokens: longest answer [tokens]; None leaves room for twice the longest right one.
+
+    Raises:
+        BackboneError: transformers cannot load it, or it has no chat template.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype="auto", use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"cannot load a vision-language model from {path}: {line}") from None
+    if getattr(processor, "chat_template", None) is None:
+        raise BackboneError(f"{path} has no chat template: it is no model that answers")
+    processor.tokenizer.padding_side = "left"  # all answers begin at the end
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    model = model.to(default_device()).eval()
+
+    def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
+        records: dict[int, Record] = {}
+        order = sorted(range(len(scenes.states)), key=lambda i: scenes.states[i].family)
+        for begin in range(0, len(order), batch):
+            chosen = order[begin : begin + batch]
+            texts = _answers(model, processor, scenes, chosen, source, max_tokens)
+            for i, text in zip(chosen, texts, strict=True):
+                state, plan = scenes.states[i], scenes.plans[i]
+                parsed = prompts.parse_response(text, state.family)
+                records[i] = score(scenes.names[i], state, plan, parsed, text)
+            progress(len(chosen))
+        return [records[i] for i in range(len(order))]
+
+    def about() -> dict[str, Any]:
+        return {"picture_size": size}
+
+    image = ImageSpec(size, patch=1, merge=1)
+    digest = _digest(path, model)
+    return JudgedModel(str(path), image, digest, STYLE, ("image", "text"), answer, about)
+
+
+def is_other_checkpoint(path: str | Path) -> bool:
+    """Return whether a directory (Path) or a name (text) is of a model that is no Qwen3-VL."""
+    if isinstance(path, Path) and not (path / "config.json").is_file():
+        return False
+    try:
+        kind: str = AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError, KeyError):
+        return False  # whoever loads it says what is wrong
+    return kind != Qwen3VLConfig.model_type
+
+
+@torch.inference_mode()
+def _answers(
+    model: Any,
+    processor: Any,
+    scenes: Scenes,
+    chosen: Sequence[int],
+    source: str,
+    max_tokens: int | None,
+) -> list[str]:
+    states = [scenes.states[i] for i in chosen]
+    texts = [_in_template(processor, prompt_of(state, source)) for state in states]
+    shown = [[Image.fromarray(scenes.images[i])] for i in chosen]
+    images = shown if source == "image" else None
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    said = model.generate(
+        **inputs,
+        max_new_tokens=max_tokens or max(response_limit(state.family) for state in states),
+        do_sample=False,
+        stop_strings=[prompts.STOP_TEXT],
+        tokenizer=processor.tokenizer,
+    )
+    new = said[:, inputs["input_ids"].shape[1] :]
+    decoded: list[str] = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return decoded
+
+
+def _in_template(processor: Any, prompt: prompts.Prompt) -> str:
+    """Return a prompt as the model's own chat template writes it."""
+    picture = [{"type": "image"}] if prompt.has_image else []
+
+    def asked(user: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "text", "text": user}, *picture]}
+
+    system = {"role": "system", "content": [{"type": "text", "text": prompt.system}]}
+    try:
+        turns = [system, asked(prompt.user)]
+        text: str = processor.apply_chat_template(turns, add_generation_prompt=True)
+    except TemplateError:  # some templates have no room for what the system says
+        turns = [asked(f"{prompt.system} {prompt.user}")]
+        text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    return text
+
+
+def _digest(path: str | Path, model: Any) -> str:
+    from mgsd_core.training import directory_digest
+
+    if isinstance(path, Path):
+        return directory_digest(path)
+    return f"{path}@{getattr(model.config, '_commit_hash', None)}"

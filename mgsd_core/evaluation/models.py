@@ -1,0 +1,128 @@
+"""What can be judged: weights, a bundle, a model behind an endpoint, all asked in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgsd_core.evaluation.score import Record
+from mgsd_core.evaluation.untaught import STYLE
+from mgsd_core.runtime.preprocess import ImageSpec
+from mgsd_core.scenes import Scenes
+
+if TYPE_CHECKING:
+    from mgsd_core.evaluation.endpoint_run import EndpointRun
+
+Progress = Callable[[int], Any]
+
+#: Side of the pictures that a model is shown which says nothing of it [px].
+DEFAULT_SIZE = 512
+
+#: What the name of a model on a hub begins with.
+HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class JudgedModel:
+    """A model and how it answers.
+
+    Attributes:
+        name: for people.
+        image: format of the pictures that it is shown.
+        digest: SHA-256 (hex) of what its answers depend on.
+        style: of its prompts, see `mgsd_core.prompts`.
+        reads: `image`, or `image` and `text` (the symbolic state).
+        answer: returns the judged answers to scenes, given what is read; its last argument is
+            called with the number of scenes done since the last call.
+        about: returns what else the results say, after the last answer.
+    """
+
+    name: str
+    image: ImageSpec
+    digest: str
+    style: str
+    reads: tuple[str, ...]
+    answer: Callable[[Scenes, str, Progress], list[Record]]
+    about: Callable[[], dict[str, Any]] = dict
+
+
+def load_model(
+    model: str, batch: int, size: int | None = None, max_tokens: int | None = None
+) -> JudgedModel:
+    """Load weights, or a bundle, of which what a robot runs is judged.
+
+    Args:
+        model: a directory; or `hf:` and a name that transformers resolves.
+        batch: responses generated at a time by weights; a bundle answers one by one.
+        size: side of the pictures [px] for weights that were not trained here, of which nobody
+            has said it.
+        max_tokens: longest answer of models that are no Qwen3-VL [tokens].
+
+    Raises:
+        mgsd_core.model.BackboneError: weights that cannot be loaded.
+        mgsd_core.runtime.bundle.BundleError: a bundle that cannot.
+    """
+    from mgsd_core.runtime.bundle import MANIFEST
+
+    # Said, not guessed: a mistyped directory must not become a request to a hub.
+    named = model.removeprefix(HUB) if model.startswith(HUB) else None
+    path: str | Path = named or Path(model)
+    if isinstance(path, Path) and (path / MANIFEST).is_file():
+        return _bundle(path)
+    from mgsd_core.evaluation.checkpoint import is_other_checkpoint, load_checkpoint
+
+    if is_other_checkpoint(path):
+        return load_checkpoint(path, size or DEFAULT_SIZE, batch, max_tokens)
+    return _weights(path, batch, size)
+
+
+def endpoint_model(
+    run: EndpointRun,
+    size: int,
+    price_in: float | None = None,
+    price_out: float | None = None,
+) -> JudgedModel:
+    """Return the model behind an endpoint.
+
+    Args:
+        run: asks it.
+        size: side of the pictures that are sent [px].
+        price_in, price_out: see `EndpointRun.about`.
+    """
+
+    def about() -> dict[str, Any]:
+        return run.about(price_in, price_out)
+
+    image = ImageSpec(size)
+    reads = ("image", "text")
+    return JudgedModel(run.endpoint.model, image, run.digest, STYLE, reads, run.answer, about)
+
+
+def _weights(path: str | Path, batch: int, size: int | None) -> JudgedModel:
+    from mgsd_core.evaluation.answers import evaluate
+    from mgsd_core.model import default_device, load_backbone
+    from mgsd_core.training import directory_digest
+
+    backbone = load_backbone(path, size or DEFAULT_SIZE)
+    backbone.model.to(default_device())
+
+    def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
+        return evaluate(backbone, scenes, source, batch, progress)
+
+    digest = directory_digest(path) if isinstance(path, Path) else path
+    return JudgedModel(str(path), backbone.image, digest, backbone.style, ("image", "text"), answer)
+
+
+def _bundle(path: Path) -> JudgedModel:
+    from mgsd_core.evaluation.answers import evaluate_bundle
+    from mgsd_core.runtime.bundle import read_bundle
+
+    bundle = read_bundle(path)
+
+    def answer(scenes: Scenes, _: str, progress: Progress) -> list[Record]:
+        return evaluate_bundle(path, scenes, progress)
+
+    told = bundle.manifest
+    return JudgedModel(str(path), told.image, bundle.digest, told.prompt_style, ("image",), answer)
