@@ -67,7 +67,7 @@ def planner_node(
     Raises:
         OSError: it did not end well.
     """
-    command = [sys.executable, "-m", "mgsd_ros.planner_node", "--ros-args"]
+    command = [sys.executable, "-m", "mgsd_ros.run_node", "--ros-args"]
     for name, value in parameters.items():
         text = str(value).lower() if isinstance(value, bool) else value
         command += ["-p", f"{name}:={text}"]

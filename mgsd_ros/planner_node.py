@@ -496,8 +496,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after a signal; 2 when the arguments or a parameter are wrong or, with autostart, the
-        bundle is. A signal that comes before, while Python still imports this module, ends it as
-        it ends any Python program.
+        bundle is. `mgsd_ros.run_node` sees to the signals that come before.
     """
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -588,7 +587,3 @@ def _unpacked(data: bytes, kind: type) -> Any:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

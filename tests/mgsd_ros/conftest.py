@@ -37,7 +37,7 @@ def start_node(ros_env: dict[str, str], tmp_path: Path, bundle_dir: Path) -> Ite
 
     def start(
         *arguments: str,
-        module: str = "mgsd_ros.planner_node",
+        module: str = "mgsd_ros.run_node",
         bundle: Path | None = bundle_dir,
         until: str = STARTED,
         **env: str,

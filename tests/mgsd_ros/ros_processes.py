@@ -46,7 +46,7 @@ def ros_environment(log: Path) -> dict[str, str]:
     }
 
 
-def node_command(*arguments: str, module: str = "mgsd_ros.planner_node") -> list[str]:
+def node_command(*arguments: str, module: str = "mgsd_ros.run_node") -> list[str]:
     """Return the command that runs a node with ROS arguments."""
     return [sys.executable, "-m", module, "--ros-args", *arguments]
 

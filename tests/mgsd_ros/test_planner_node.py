@@ -301,7 +301,7 @@ def test_what_cannot_work_ends_with_status_2_and_one_line(
 def test_parameters_outside_of_ros_args_are_not_passed_over(
     ros_env: dict[str, str], arguments: tuple[str, ...]
 ) -> None:
-    command = [sys.executable, "-m", "mgsd_ros.planner_node", *arguments]
+    command = [sys.executable, "-m", "mgsd_ros.run_node", *arguments]
     done = subprocess.run(command, env=ros_env, capture_output=True, timeout=60, text=True)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()

@@ -10,6 +10,8 @@ import random
 import re
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -422,6 +424,20 @@ def test_signals_end_it_at_any_moment(
     start_node: StartNode, client: Client, lake_episodes, seed: int
 ) -> None:
     end_by_signals(start_node, client, lake_episodes[0].image, seed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_while_it_is_still_imported(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "mgsd_ros.run_node"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        # NumPy is among the first of what the node imports.
+        while "_multiarray_umath" not in maps.read_text():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (0, "")
 
 
 # --- clocks ---------------------------------------------------------------------------------------
