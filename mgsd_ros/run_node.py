@@ -1,6 +1,6 @@
 """The program `planner_node`. It ends on a signal with status 0 from its first line on.
 
-What the node imports takes the larger part of a second; a launch file that is stopped meanwhile must
+What the node imports takes the larger part of a second; a launch that is stopped meanwhile must
 not see a traceback. So this module imports nothing until the signals are seen to.
 """
 

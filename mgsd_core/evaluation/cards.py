@@ -66,7 +66,7 @@ def cause_words(cause: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class FailureTable:
     """Failures by cause.
 
     Attributes:
@@ -81,14 +81,14 @@ class Matrix:
     title: str
     family: str
     causes: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[str, Sequence[MatrixCell], int]]
+    rows: Sequence[tuple[str, Sequence[FailureCount], int]]
     totals: Sequence[int]
     count: int
     scenes: int
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixCell:
+class FailureCount:
     """A number of scenes; `heat` is 0 to 100, `in_gallery` whether a card shows one of them."""
 
     count: int
@@ -96,29 +96,29 @@ class MatrixCell:
     in_gallery: bool
 
 
-def failure_matrices(records: Sequence[Record], cards: Sequence[Card]) -> list[Matrix]:
+def failure_tables(records: Sequence[Record], cards: Sequence[Card]) -> list[FailureTable]:
     """Return the failures of all families, and of each where there are several."""
     shown = {(card.family, card.failure, card.cause) for card in cards}
     shown |= {("all", card.failure, card.cause) for card in cards}
     families = sorted({record.family for record in records})
-    matrices = [_matrix("all families", "all", records, shown)]
+    tables = [_table("all families", "all", records, shown)]
     if len(families) > 1:
         for family in families:
             found = [record for record in records if record.family == family]
-            matrices.append(_matrix(family, family, found, shown))
-    return matrices
+            tables.append(_table(family, family, found, shown))
+    return tables
 
 
-def _matrix(
+def _table(
     title: str, family: str, records: Sequence[Record], shown: set[tuple[str, str, str]]
-) -> Matrix:
+) -> FailureTable:
     failed = [r for r in records if not r.success]
     counts = Counter((failure_words(r.failure or ""), r.cause or "") for r in failed)
     rows = Counter(failure_words(r.failure or "") for r in failed)
     columns = Counter(r.cause or "" for r in failed)
     causes = [*CAUSES, *sorted(set(columns) - set(CAUSES))]
     most = max(counts.values(), default=1)
-    return Matrix(
+    return FailureTable(
         title,
         family,
         [(cause, cause_words(cause)) for cause in causes],
@@ -126,7 +126,7 @@ def _matrix(
             (
                 failure,
                 [
-                    MatrixCell(
+                    FailureCount(
                         counts[failure, cause],
                         round(100 * counts[failure, cause] / most),
                         (family, failure, cause) in shown,

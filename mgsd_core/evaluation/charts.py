@@ -13,6 +13,14 @@ from typing import Any
 from mgsd_core.evaluation.score import Cause, Record
 from mgsd_core.evaluation.summary import by_level, percent, summarise
 
+#: What was read, in words.
+TITLES = {
+    "image": "pictures",
+    "text": "symbolic text",
+    "swapped": "pictures swapped",
+    "chance": "chance",
+}
+
 Summary = Mapping[str, Any]
 
 
@@ -211,20 +219,17 @@ def _success_row(
     label: str, told: Summary, sources: Mapping[str, Summary], is_total: bool = False
 ) -> Row:
     dots = [
-        _dot(source, of["success"], of["intervals"].get("success"), _TITLES.get(source, source))
+        _dot(source, of["success"], of["intervals"].get("success"), TITLES[source])
         for source, of in sources.items()
         if of["success"] is not None
     ]
     return Row(label, _percent(told["success"]), dots=dots, is_total=is_total)
 
 
-_TITLES = {"image": "pictures", "text": "symbolic text"}
-
-
 def _gap_row(label: str, image: Summary, text: Summary, is_total: bool = False) -> Row:
     seen, read = image.get("success"), text.get("success")
     dots = [
-        _dot(source, share, None, _TITLES[source])
+        _dot(source, share, None, TITLES[source])
         for source, share in (("image", seen), ("text", read))
         if share is not None
     ]

@@ -32,13 +32,6 @@ _COLUMNS = {
     "parsed": "plan readable",
 }
 
-_TITLES = {
-    "image": "pictures",
-    "text": "symbolic text",
-    "swapped": "pictures swapped",
-    "chance": "chance",
-}
-
 # Of results.json, what the page shows elsewhere.
 _SHOWN = ("macro", "families", "symbolic", "image_swapped", "failed", "problems")
 
@@ -80,7 +73,7 @@ def evaluation_report(results: Results, other: Results | None = None) -> str:
     if not records:
         raise ResultsError(f"{results.path} holds no responses")
     told = _read(results)
-    compared = None if other is None else compare(results, other, source)
+    compared = None if other is None else compare(other, results, source)
     others = None if other is None else {r.scene: r for r in other.records[source]}
     shown = cards.gallery_cards(results, source, others)
     rows = {source: told.summary, **told.others}
@@ -88,20 +81,22 @@ def evaluation_report(results: Results, other: Results | None = None) -> str:
     return render(
         "mgsd_core/evaluation_report.html",
         told=told,
-        source=_TITLES[source],
+        source=charts.TITLES[source],
         main=_main_tile(told) | {"made_of": charts.made_of(records)},
         tiles=_tiles(told, source),
         columns=list(_COLUMNS.values()),
-        headline=[_table_row(_TITLES[name], summary["macro"]) for name, summary in rows.items()],
+        headline=[
+            _table_row(charts.TITLES[name], summary["macro"]) for name, summary in rows.items()
+        ],
         breakdown=_breakdown(told.summary),
-        titles=_TITLES,
+        titles=charts.TITLES,
         sources=list(both),
         levels=charts.level_rows(both),
         gap=charts.gap_rows(told.summary, told.others["text"]) if told.gap is not None else [],
         parts=charts.part_rows(records),
         part_names=charts.PARTS,
         fields=charts.field_rows(told.summary),
-        matrices=cards.failure_matrices(records, shown),
+        tables=cards.failure_tables(records, shown),
         causes=cards.CAUSES,
         cards=shown,
         filters=cards.gallery_filters(shown),
@@ -289,7 +284,9 @@ def _tiles(told: _Told, source: str) -> list[tuple[str, str, str]]:
         tiles.append(("pictures swapped", _percent(swapped), f"chance gives {_percent(chance)}"))
     parsed = macro["parsed"]
     unread = None if parsed is None else 1 - parsed
-    tiles.append(("no plan to be read", _percent(unread), f"of responses to {_TITLES[source]}"))
+    tiles.append(
+        ("no plan to be read", _percent(unread), f"of responses to {charts.TITLES[source]}")
+    )
     return tiles
 
 

@@ -220,8 +220,8 @@ def test_requests_without_an_answer_are_said(scenes: Scenes, tmp_path: Path) -> 
     (out / "responses_image.jsonl").write_text("\n".join([json.dumps(record), *lines[4:]]))
     (out / "gallery.jsonl").unlink()
     page = evaluation_report(read_results(out))
-    assert "1 requests have no answer" in page and "timed out" in page
-    assert "2 cases are left out" in page and "b.json: twice" in page
+    assert "Requests without an answer: 1." in page and "timed out" in page
+    assert "Cases left out: 2." in page and "b.json: twice" in page
     assert '<th scope="row">no answer</th>' in page
     assert "<figure" not in page and "<h2>Scenes" not in page
 
