@@ -168,8 +168,12 @@ def _judge(
     if len(sources) == 2:
         gap = paired(list(zip(records["image"], records["text"], strict=True)))
         report["symbolic"] = results["text"]
-        report["modality_gap"] = gap["difference"]
-        report["modality_gap_interval"] = gap["interval"]
+        report["modality_gap"] = gap["macro"]["success"]["difference"]
+        report["modality_gap_interval"] = gap["macro"]["success"]["interval"]
+        report["modality_gap_families"] = {
+            family: {name: told["success"][name] for name in ("difference", "interval")}
+            for family, told in gap["families"].items()
+        }
     if args.swap_images:
         swapped, shown = scenes.swapped()
         records["swapped"] = _answers(model, swapped, "image", "swapped")

@@ -23,6 +23,9 @@ TITLES = {
 
 Summary = Mapping[str, Any]
 
+#: Low and high of a share or of a difference.
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Dot:
@@ -79,12 +82,17 @@ def level_rows(sources: Mapping[str, Summary]) -> list[Row]:
     return rows
 
 
-def gap_rows(image: Summary, text: Summary) -> list[Row]:
-    """Return image beside symbolic text by family, with the gap in points."""
+def gap_rows(image: Summary, text: Summary, intervals: Mapping[str, Interval]) -> list[Row]:
+    """Return image beside symbolic text by family, with the gap in points.
+
+    Args:
+        image, text: what was achieved with either.
+        intervals: of the gap, by family and of `macro`, where they are known.
+    """
     rows = []
     for family, told in image["families"].items():
-        rows.append(_gap_row(family, told, text["families"].get(family, {})))
-    rows.append(_gap_row("macro", image["macro"], text["macro"], is_total=True))
+        rows.append(_gap_row(family, told, text["families"].get(family, {}), intervals))
+    rows.append(_gap_row("macro", image["macro"], text["macro"], intervals, is_total=True))
     return rows
 
 
@@ -226,7 +234,13 @@ def _success_row(
     return Row(label, _percent(told["success"]), dots=dots, is_total=is_total)
 
 
-def _gap_row(label: str, image: Summary, text: Summary, is_total: bool = False) -> Row:
+def _gap_row(
+    label: str,
+    image: Summary,
+    text: Summary,
+    intervals: Mapping[str, Interval],
+    is_total: bool = False,
+) -> Row:
     seen, read = image.get("success"), text.get("success")
     dots = [
         _dot(source, share, None, TITLES[source])
@@ -237,7 +251,8 @@ def _gap_row(label: str, image: Summary, text: Summary, is_total: bool = False) 
         return Row(label, "–", dots=dots, is_total=is_total)
     says = f"{label}: {signed(read - seen)} points"
     spans = [Span("gap", _place(min(seen, read)), _place(abs(read - seen)), says)]
-    return Row(label, signed(read - seen), "points", dots, spans, is_total)
+    sure = " to ".join(map(signed, intervals.get(label, ())))
+    return Row(label, signed(read - seen), sure, dots, spans, is_total)
 
 
 def _bar_row(label: str, share: float | None, dots: Sequence[Dot], is_total: bool = False) -> Row:

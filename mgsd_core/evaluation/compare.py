@@ -46,24 +46,13 @@ def compare(first: Results, second: Results, source: str = "image") -> dict[str,
                 "the same data"
             )
     pairs = [(ours[scene], theirs[scene]) for scene in common]
-    families: dict[str, Any] = {}
-    for family in sorted({a.family for a, _ in pairs}):
-        of_family = [(a, b) for a, b in pairs if a.family == family]
-        levels = sorted({a.level for a, _ in of_family})
-        families[family] = _differences(of_family) | {
-            "levels": {
-                str(level): _differences([(a, b) for a, b in of_family if a.level == level])
-                for level in levels
-            }
-        }
     return {
         "first": _about(first),
         "second": _about(second),
         "input": source,
         "count": len(common),
         "left_out": {"first": len(ours) - len(common), "second": len(theirs) - len(common)},
-        "macro": _differences(pairs),
-        "families": families,
+        **paired(pairs, COMPARED),
         "changed": {
             "only_first": [a.scene for a, b in pairs if a.success and not b.success],
             "only_second": [a.scene for a, b in pairs if b.success and not a.success],
@@ -103,10 +92,6 @@ def _by_scene(results: Results, source: str) -> dict[str, Record]:
 
 def _about(results: Results) -> dict[str, Any]:
     return {name: results.report.get(name) for name in ("model", "model_digest")}
-
-
-def _differences(pairs: list[tuple[Record, Record]]) -> dict[str, Any]:
-    return {measure: paired(pairs, measure) for measure in COMPARED}
 
 
 def _cells(told: Mapping[str, Any]) -> list[str]:

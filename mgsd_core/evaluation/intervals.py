@@ -9,7 +9,8 @@ single level's share is Wilson's score interval (1927), which does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,27 +48,25 @@ def add_intervals(summary: dict[str, Any], records: Sequence[Record]) -> dict[st
     `intervals` has [low, high] by measure: the `MEASURES` everywhere, of a single level also the
     `CONDITIONAL` averages and the `fields` (by name).
     """
-    groups = by_level(records)
-    drawn: dict[str, dict[int, NDArray[np.float64]]] = {family: {} for family in groups}
     rng = np.random.default_rng(SEED)
     families: dict[str, Any] = {}
-    for family, levels in groups.items():
-        of_levels = {}
-        for level, found in levels.items():
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for family, groups in by_level(records).items():
+        told = summary["families"][family]
+        levels: dict[str, Any] = {}
+        means = []
+        for level, found in groups.items():
             values = np.array([[getattr(r, m) for m in MEASURES] for r in found], np.float64)
-            drawn[family][level] = resampled_means(values, rng)
-            told = summary["families"][family]["levels"][str(level)]
-            of_levels[str(level)] = told | {
-                "intervals": _level_intervals(found, drawn[family][level])
-            }
-        means = np.mean(list(drawn[family].values()), axis=0)
-        families[family] = summary["families"][family] | {
-            "intervals": _by_measure(means),
-            "levels": of_levels,
-        }
-    macro = _macro([list(levels.values()) for levels in drawn.values()])
+            means.append(resampled_means(values, rng))
+            intervals = _of_level(found, means[-1])
+            levels[str(level)] = told["levels"][str(level)] | {"intervals": intervals}
+        drawn[family] = np.mean(means, axis=0)
+        intervals = _of_average(drawn[family], [level["intervals"] for level in levels.values()])
+        families[family] = told | {"intervals": intervals, "levels": levels}
+    macro = np.mean(list(drawn.values()), axis=0)
+    intervals = _of_average(macro, [family["intervals"] for family in families.values()])
     return summary | {
-        "macro": summary["macro"] | {"intervals": _by_measure(macro)},
+        "macro": summary["macro"] | {"intervals": intervals},
         "families": families,
     }
 
@@ -83,49 +82,102 @@ def resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> ND
     return np.concatenate(means)
 
 
-def paired(pairs: Sequence[tuple[Record, Record]], measure: str = "success") -> dict[str, Any]:
-    """Compare two models on the same scenes by their macro averages.
+def paired(
+    pairs: Sequence[tuple[Record, Record]], measures: Sequence[str] = ("success",)
+) -> dict[str, Any]:
+    """Compare two models on the same scenes.
 
     Args:
         pairs: the records of both about each scene.
-        measure: one of `MEASURES`.
+        measures: some of `MEASURES`.
 
     Returns:
-        The averages `first` and `second`, their `difference` (second minus first) with its
+        `{"macro": {…}, "families": {family: {…, "levels": {level: {…}}}}}`. Every `{…}` has by
+        measure the averages `first` and `second`, their `difference` (second minus first) with its
         `interval` (bootstrap of scenes, both records of a scene together), `count` of scenes; and
         for measures that are yes or no `only_first`, `only_second` (scenes on which only that model
         has it) and `p`, of McNemar's exact test: the probability of a split as uneven if neither
         were better.
     """
     rng = np.random.default_rng(SEED)
-    groups: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for first, second in sorted(pairs, key=lambda pair: (pair[0].family, pair[0].level)):
-        values = (float(getattr(first, measure)), float(getattr(second, measure)))
-        groups.setdefault(first.family, {}).setdefault(first.level, []).append(values)
-    levels = [[np.array(found) for found in of_family.values()] for of_family in groups.values()]
-    means = _macro([[found.mean(axis=0) for found in of_family] for of_family in levels])
-    drawn = _macro(
-        [
-            [resampled_means(found[:, 1:] - found[:, :1], rng)[:, 0] for found in of_family]
-            for of_family in levels
-        ]
-    )
-    compared: dict[str, Any] = {
-        "first": float(means[0]),
-        "second": float(means[1]),
-        "difference": float(means[1] - means[0]),
-        "interval": _percentiles(drawn),
-        "count": len(pairs),
-    }
-    if measure in _SHARES:
-        told = [(getattr(first, measure), getattr(second, measure)) for first, second in pairs]
-        only_first, only_second = told.count((True, False)), told.count((False, True))
-        compared |= {
-            "only_first": only_first,
-            "only_second": only_second,
-            "p": mcnemar(only_first, only_second),
+    groups: dict[str, dict[int, list[tuple[Record, Record]]]] = {}
+    for pair in sorted(pairs, key=lambda pair: (pair[0].family, pair[0].level)):
+        groups.setdefault(pair[0].family, {}).setdefault(pair[0].level, []).append(pair)
+    families: dict[str, Any] = {}
+    of_families = []
+    for family, of_family in groups.items():
+        levels = [_compared_level(found, measures, rng) for found in of_family.values()]
+        families[family] = _differences(_joined(levels), measures) | {
+            "levels": {
+                str(level): _differences(told, measures)
+                for level, told in zip(of_family, levels, strict=True)
+            }
         }
-    return compared
+        of_families.append(_joined(levels))
+    return {"macro": _differences(_joined(of_families), measures), "families": families}
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Two models on some scenes, by measure: means [M], means of resampled differences [R, M],
+    and how many scenes only one of them has it on [M]."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    drawn: NDArray[np.float64]
+    only_first: NDArray[np.int64]
+    only_second: NDArray[np.int64]
+    count: int
+
+
+def _compared_level(
+    pairs: Sequence[tuple[Record, Record]], measures: Sequence[str], rng: np.random.Generator
+) -> _Compared:
+    first, second = (
+        np.array([[getattr(pair[i], m) for m in measures] for pair in pairs], np.float64)
+        for i in (0, 1)
+    )
+    return _Compared(
+        first.mean(axis=0),
+        second.mean(axis=0),
+        resampled_means(second - first, rng),
+        (first > second).sum(axis=0),
+        (second > first).sum(axis=0),
+        len(pairs),
+    )
+
+
+def _joined(parts: Sequence[_Compared]) -> _Compared:
+    """Return the average of levels or families, each of the same weight; scenes are counted."""
+    return _Compared(
+        np.mean([part.first for part in parts], axis=0),
+        np.mean([part.second for part in parts], axis=0),
+        np.mean([part.drawn for part in parts], axis=0),
+        np.sum([part.only_first for part in parts], axis=0),
+        np.sum([part.only_second for part in parts], axis=0),
+        sum(part.count for part in parts),
+    )
+
+
+def _differences(compared: _Compared, measures: Sequence[str]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for i, measure in enumerate(measures):
+        first, second = float(compared.first[i]), float(compared.second[i])
+        told[measure] = {
+            "first": first,
+            "second": second,
+            "difference": second - first,
+            "interval": _percentiles(compared.drawn[:, i]),
+            "count": compared.count,
+        }
+        if measure in _SHARES:
+            only = int(compared.only_first[i]), int(compared.only_second[i])
+            told[measure] |= {
+                "only_first": only[0],
+                "only_second": only[1],
+                "p": mcnemar(*only),
+            }
+    return told
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -135,9 +187,9 @@ def mcnemar(one: int, other: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def _level_intervals(records: Sequence[Record], drawn: NDArray[np.float64]) -> Mapping[str, Any]:
+def _of_level(records: Sequence[Record], drawn: NDArray[np.float64]) -> dict[str, Any]:
     count = len(records)
-    told: dict[str, Any] = _by_measure(drawn)
+    told = _by_measure(drawn)
     for measure in _SHARES:
         told[measure] = list(wilson(sum(getattr(r, measure) for r in records), count))
     for name in CONDITIONAL:
@@ -150,10 +202,11 @@ def _level_intervals(records: Sequence[Record], drawn: NDArray[np.float64]) -> M
     return told
 
 
-def _macro(levels: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """Return the mean over families of the means over their levels."""
-    means: NDArray[np.float64] = np.mean([np.mean(found, axis=0) for found in levels], axis=0)
-    return means
+def _of_average(drawn: NDArray[np.float64], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the intervals of an average; that of one part alone is the part's own."""
+    if len(parts) == 1:
+        return {measure: parts[0][measure] for measure in MEASURES}
+    return _by_measure(drawn)
 
 
 def _by_measure(drawn: NDArray[np.float64]) -> dict[str, Any]:

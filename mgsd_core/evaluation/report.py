@@ -92,7 +92,9 @@ def evaluation_report(results: Results, other: Results | None = None) -> str:
         titles=charts.TITLES,
         sources=list(both),
         levels=charts.level_rows(both),
-        gap=charts.gap_rows(told.summary, told.others["text"]) if told.gap is not None else [],
+        gap=charts.gap_rows(told.summary, told.others["text"], told.gap_intervals)
+        if told.gap is not None
+        else [],
         parts=charts.part_rows(records),
         part_names=charts.PARTS,
         fields=charts.field_rows(told.summary),
@@ -119,7 +121,8 @@ class _Told:
         model, digest, data, split: texts, "" where they are missing.
         summary: of the first input.
         others: of the other inputs, and of chance, by source.
-        gap, gap_interval: symbolic text minus image, None where only one was asked for.
+        gap: symbolic text minus image, None where only one was asked for.
+        gap_intervals: of it, by family and of `macro`, where they are known.
         unanswered, left_out: requests without an answer and cases that were not judged, in words.
     """
 
@@ -130,7 +133,7 @@ class _Told:
     summary: charts.Summary
     others: Mapping[str, charts.Summary]
     gap: float | None
-    gap_interval: Sequence[float] | None
+    gap_intervals: Mapping[str, charts.Interval]
     unanswered: Sequence[str]
     left_out: Sequence[str]
 
@@ -154,13 +157,20 @@ def _read(results: Results) -> _Told:
         summary=_summary(report, file),
         others=others,
         gap=_number(report, "modality_gap", file) if has_gap else None,
-        gap_interval=_interval(report, "modality_gap_interval", file) if has_gap else None,
+        gap_intervals=_gap_intervals(report, file),
         unanswered=[
             f"{_text(line, 'scene', file)}: {_text(line, 'reason', file)}"
             for line in _list(report, "failed", dict, file)
         ],
         left_out=_list(report, "problems", str, file),
     )
+
+
+def _gap_intervals(report: Mapping[str, Any], where: str) -> dict[str, charts.Interval]:
+    families = _mapping(report, "modality_gap_families", where)
+    found = {family: _interval(told, "interval", where) for family, told in families.items()}
+    found["macro"] = _interval(report, "modality_gap_interval", where)
+    return {place: interval for place, interval in found.items() if interval is not None}
 
 
 def _summary(told: Any, where: str) -> charts.Summary:
@@ -205,8 +215,8 @@ def _number(told: Mapping[str, Any], name: str, where: str) -> float | None:
     return None if value is None else _checked(value, name, where)
 
 
-def _interval(told: Mapping[str, Any], name: str, where: str) -> tuple[float, float] | None:
-    value = told.get(name)
+def _interval(told: Any, name: str, where: str) -> charts.Interval | None:
+    value = _mapping({"it": told}, "it", where).get(name)
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
@@ -274,8 +284,8 @@ def _tiles(told: _Told, source: str) -> list[tuple[str, str, str]]:
     ]
     if told.gap is not None:
         note = f"symbolic text {_percent(told.others['text']['macro']['success'])}"
-        if told.gap_interval is not None:
-            low, high = map(charts.signed, told.gap_interval)
+        if "macro" in told.gap_intervals:
+            low, high = map(charts.signed, told.gap_intervals["macro"])
             note += f"; {low} to {high}"
         tiles.append(("modality gap", f"{charts.signed(told.gap)}", f"points; {note}"))
     if "swapped" in told.others:

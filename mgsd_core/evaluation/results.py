@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 SOURCES = ("image", "text", "swapped")
 
 #: Most pictures of a gallery, and their width [px].
-MOST_PICTURES, PICTURE_WIDTH = 120, 320
+MOST_PICTURES, PICTURE_WIDTH = 120, 280
 
 Matrix = tuple[tuple[float, float, float], ...]
 

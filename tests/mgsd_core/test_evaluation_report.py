@@ -98,7 +98,7 @@ def write(
     report |= {"input": "image", **told(records["image"])}
     if symbolic:
         records["text"] = answered(scenes, ["perfect", "perfect", "unplanned"])
-        gap = paired(list(zip(records["image"], records["text"], strict=True)))
+        gap = paired(list(zip(records["image"], records["text"], strict=True)))["macro"]["success"]
         report |= {"symbolic": told(records["text"]), "modality_gap": gap["difference"]}
         report["modality_gap_interval"] = gap["interval"]
     if swapped:
