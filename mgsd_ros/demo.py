@@ -116,11 +116,13 @@ def run_demo(args: argparse.Namespace) -> int:
 
     _title(5, "Held-out scenes: base, stage 1, MGSD, and the base reading the true state")
     models = {"base": base, "stage 1": stage1, "MGSD": stage2}
+    judged = {name: out / "evaluation" / name.replace(" ", "") for name in models}
     results = {}
     for name, model in models.items():
-        where = out / "evaluation" / name.replace(" ", "")
-        run_step("evaluate", "--model", model, "--data", data, "--out", where)
-        results[name] = json.loads((where / "results.json").read_text())
+        run_step("evaluate", "--model", model, "--data", data, "--out", judged[name])
+        results[name] = json.loads((judged[name] / "results.json").read_text())
+    page = out / "report.html"
+    run_step("report", judged["MGSD"], "--compare", judged["base"], "--out", page)
     results["symbolic upper bound"] = results["base"]["symbolic"]
     _print_table(results)
 
@@ -158,6 +160,7 @@ def run_demo(args: argparse.Namespace) -> int:
         f"\nMGSD gains {100 * gain:+.1f} points of success over its base "
         f"({report['seconds'] / 60:.1f} min in all)\n\n"
         f"  results   {out / 'results.json'}\n"
+        f"  page      {page}  (every measure and scene, MGSD beside its base)\n"
         f"  shipped   {shipped}  (mgsd plan PICTURE --family maze)\n"
         f"  pictures  {pictures[0]}  and {len(pictures) - 1} more beside it\n"
         f"  bundle    {bundle}  (mgsd plan PICTURE --bundle {bundle} --family frozenlake)\n"

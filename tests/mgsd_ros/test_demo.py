@@ -38,6 +38,7 @@ def test_the_demo_goes_the_whole_way(tmp_path):
         "MGSD",
         "symbolic upper bound",
         str(out / "results.json"),
+        str(out / "report.html"),
         "closed_loop.gif",
     ):
         assert name in done.stdout
