@@ -30,7 +30,7 @@ class Scenes:
     Attributes:
         images: uint8 [N, size, size, 3], fitted to the model.
         states, plans: the true state and the optimal plan of each picture.
-        names: of each picture, for messages: family, level, split and seed; or its file's.
+        names: of each picture, every one another: family, level, split and seed; or its file's.
         digest: SHA-256 (hex) of all of it, so that a run is not resumed on other data.
         grids: where the cells are in each picture, see `mgsd_core.folder.Grid3x3`; None where
             nobody knows, by default in all.
@@ -128,6 +128,7 @@ def _scenes(pictures: Iterable[Picture], image: ImageSpec, limit: int | None = N
     images, states, plans, names, grids = [], [], [], [], []
     digest = hashlib.sha256(repr(image).encode())
     taken: dict[tuple[str, int], int] = {}
+    counts: Counter[str] = Counter()
     for shown in pictures:
         task = (shown.state.family, shown.state.size)
         taken[task] = taken.get(task, 0) + 1
@@ -139,7 +140,10 @@ def _scenes(pictures: Iterable[Picture], image: ImageSpec, limit: int | None = N
         images.append(picture)
         states.append(shown.state)
         plans.append(shown.plan)
-        names.append(shown.name)
+        counts[shown.name] += 1
+        # A folder may list a picture twice.
+        again = f" ({counts[shown.name]})" if counts[shown.name] > 1 else ""
+        names.append(shown.name + again)
         grids.append(shown.grid)
     return Scenes(np.stack(images), states, plans, names, digest.hexdigest(), grids)
 

@@ -99,7 +99,16 @@ def _answers(
     texts = [_in_template(processor, prompt_of(state, source)) for state in states]
     shown = [[Image.fromarray(scenes.images[i])] for i in chosen]
     images = shown if source == "image" else None
-    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    # A template may write the token that texts begin with; the tokenizer would write it once more.
+    begin = processor.tokenizer.bos_token
+    begins = begin is not None and texts[0].startswith(begin)
+    inputs = processor(
+        text=texts,
+        images=images,
+        padding=True,
+        add_special_tokens=not begins,
+        return_tensors="pt",
+    )
     inputs = inputs.to(model.device, dtype=model.dtype)
     said = model.generate(
         **inputs,

@@ -89,7 +89,8 @@ def write_results(
     """
     out.mkdir(parents=True, exist_ok=True)
     # Last what says that the rest is there; what it said before is no longer true.
-    (out / "results.json").unlink(missing_ok=True)
+    for name in ("results.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
     states = dict(zip(scenes.names, scenes.states, strict=True))
     for source in SOURCES:
         file = out / f"responses_{source}.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,9 +54,38 @@ def test_a_checkpoint_is_told_picture_and_prompt(llava, data, tmp_path):
     assert [r.text for r in read_results(tmp_path / "one").records["image"]] == said["image"]
 
 
-def test_a_template_without_a_system_turn_gets_it_with_the_question(llava, data, tmp_path):
-    import shutil
+def test_a_token_that_texts_begin_with_is_not_written_twice(llava, data, tmp_path):
+    # As in Llama's: the tokenizer puts it before every text, and the template writes it as well.
+    begun = tmp_path / "begun"
+    shutil.copytree(llava, begun)
+    file = begun / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [start, text],
+        "pair": [start, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<|im_start|>": {
+                "id": "<|im_start|>",
+                "ids": [tokens["<|im_start|>"]],
+                "tokens": ["<|im_start|>"],
+            }
+        },
+    }
+    file.write_text(json.dumps(tokenizer))
+    file = begun / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bos_token": "<|im_start|>"}))
+    options = ("--max-tokens", 12, "--picture-size", 128, "--limit", 1)
+    for path in (llava, begun):
+        assert _evaluate(path, data, tmp_path / f"{path.name}-out", *options) == 0
+    said = [read_results(tmp_path / f"{path.name}-out").records for path in (llava, begun)]
+    assert said[0] == said[1]
 
+
+def test_a_template_without_a_system_turn_gets_it_with_the_question(llava, data, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(llava, bare)
     file = bare / "chat_template.jinja"
@@ -77,8 +107,6 @@ def test_a_template_without_a_system_turn_gets_it_with_the_question(llava, data,
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(spoil, said, llava, data, tmp_path, capsys):
-    import shutil
-
     path = tmp_path / "spoiled"
     shutil.copytree(llava, path)
     spoil(path)

@@ -282,9 +282,11 @@ def test_results_are_read_back_as_they_were_written(tmp_path):
     assert [shown.scene for shown in results.gallery] == scenes.names
     assert [shown.grid for shown in results.gallery] == list(scenes.grids)
     assert all(shown.url.startswith("data:image/jpeg;base64,") for shown in results.gallery)
-    # What was asked for before and is not now, is gone.
+    # What was asked for before and is not now, is gone, and so is the page about it.
+    (tmp_path / "a" / "report.html").write_text("old")
     _write(tmp_path / "a", lambda i: True, scenes, ("image",))
     assert set(read_results(tmp_path / "a").records) == {"image"}
+    assert not (tmp_path / "a" / "report.html").exists()
 
 
 def test_a_gallery_shows_failures_and_successes_of_all(tmp_path):

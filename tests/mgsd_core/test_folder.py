@@ -55,6 +55,12 @@ def test_a_folder_is_read_as_a_data_set_is(folder):
     assert scenes.digest == load_scenes(folder, "train", SPEC).digest
 
 
+def test_a_picture_that_is_listed_twice_is_two_scenes(folder):
+    write(folder, entry(0), entry(1), entry(0))
+    names = load_scenes(folder, "train", SPEC).names
+    assert names == ["images/0.png", "images/1.png", "images/0.png (2)"]
+
+
 def test_limits_count_families_and_leave_other_pictures_unread(folder):
     (folder / "images/3.png").write_bytes(b"broken")
     scenes = load_scenes(folder, "train", SPEC, limit=2)
