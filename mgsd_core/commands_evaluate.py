@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mgsd_core.scenes import Scenes
 
 
+# Of a picture's side [px].
+_LARGEST = 4096
+
+
 def register_evaluate(commands: Any) -> None:
     """Add `evaluate` to the parser of `mgsd`."""
     parser = commands.add_parser(
@@ -115,8 +119,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise ValueError("--data (or --cases) and --out are needed to evaluate a model")
     if args.batch < 1 or (args.limit is not None and args.limit < 1):
         raise ValueError("--batch and --limit must be at least 1")
-    if any(value is not None and value < 1 for value in (args.picture_size, args.max_tokens)):
-        raise ValueError("--picture-size and --max-tokens must be at least 1")
+    if not 1 <= (args.picture_size or 1) <= _LARGEST or (args.max_tokens or 1) < 1:
+        raise ValueError(f"--picture-size must be 1 to {_LARGEST} px, --max-tokens at least 1")
     model = _model(args)
     asked = args.input or ("image" if args.endpoint else "both")
     sources = model.reads if asked == "both" else (asked,)
@@ -144,6 +148,9 @@ def _judge(
     from mgsd_core.prompts import prompts_digest
 
     args.out.mkdir(parents=True, exist_ok=True)
+    # Before hours of answers, not after them.
+    write_file(args.out / ".writable", "")
+    (args.out / ".writable").unlink()
     records: dict[str, list[Record]] = {}
     rows = []
     for source in sources:
@@ -157,6 +164,9 @@ def _judge(
         "data": str(args.data or args.cases),
         "data_digest": scenes.digest,
         "split": args.split if args.cases is None else None,
+        "limit": args.limit,
+        "picture_size": model.image.size,
+        "max_tokens": args.max_tokens,
         "prompts": {
             "style": model.style,
             "digest": prompts_digest(model.style, sorted({s.family for s in scenes.states})),

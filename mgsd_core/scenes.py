@@ -34,6 +34,7 @@ class Scenes:
         digest: SHA-256 (hex) of all of it, so that a run is not resumed on other data.
         grids: where the cells are in each picture, see `mgsd_core.folder.Grid3x3`; None where
             nobody knows, by default in all.
+        pictures: SHA-256 (hex) of every picture as it was before it was fitted, or none.
     """
 
     images: NDArray[np.uint8]
@@ -42,6 +43,7 @@ class Scenes:
     names: Sequence[str]
     digest: str
     grids: Sequence[Grid3x3 | None] = ()
+    pictures: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.grids:
@@ -60,6 +62,7 @@ class Scenes:
             [self.names[i] for i in indices],
             self.digest,
             [self.grids[i] for i in indices],
+            [self.pictures[i] for i in indices] if self.pictures else (),
         )
 
     def swapped(self) -> tuple[Scenes, list[int]]:
@@ -81,7 +84,13 @@ class Scenes:
                 chosen += group
                 shown += group[half:] + group[:half]
         others = self.part(shown)
-        return replace(self.part(chosen), images=others.images, grids=others.grids), shown
+        swapped = replace(
+            self.part(chosen),
+            images=others.images,
+            grids=others.grids,
+            pictures=others.pictures,
+        )
+        return swapped, shown
 
 
 def load_scenes(path: Path, split: str, image: ImageSpec, limit: int | None = None) -> Scenes:
@@ -125,27 +134,32 @@ def load_case_scenes(
 
 
 def _scenes(pictures: Iterable[Picture], image: ImageSpec, limit: int | None = None) -> Scenes:
-    images, states, plans, names, grids = [], [], [], [], []
+    images, states, plans, names, grids, pictures_seen = [], [], [], [], [], []
     digest = hashlib.sha256(repr(image).encode())
     taken: dict[tuple[str, int], int] = {}
     counts: Counter[str] = Counter()
+    taken_names: set[str] = set()
     for shown in pictures:
         task = (shown.state.family, shown.state.size)
         taken[task] = taken.get(task, 0) + 1
         if limit is not None and taken[task] > limit:
             continue
-        picture = fit(shown.read(), image)
+        rgb = shown.read()
+        pictures_seen.append(hashlib.sha256(rgb.tobytes()).hexdigest())
+        picture = fit(rgb, image)
         digest.update(picture.tobytes())
         digest.update((state_digest(shown.state) + shown.chosen).encode())
         images.append(picture)
         states.append(shown.state)
         plans.append(shown.plan)
-        counts[shown.name] += 1
-        # A folder may list a picture twice.
-        again = f" ({counts[shown.name]})" if counts[shown.name] > 1 else ""
-        names.append(shown.name + again)
+        name = shown.name
+        while name in taken_names:  # a folder may list a picture twice
+            counts[shown.name] += 1
+            name = f"{shown.name} ({1 + counts[shown.name]})"
+        taken_names.add(name)
+        names.append(name)
         grids.append(shown.grid)
-    return Scenes(np.stack(images), states, plans, names, digest.hexdigest(), grids)
+    return Scenes(np.stack(images), states, plans, names, digest.hexdigest(), grids, pictures_seen)
 
 
 def _episodes(path: Path, split: str) -> Iterator[Picture]:

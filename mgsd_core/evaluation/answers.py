@@ -23,6 +23,7 @@ def evaluate(
     source: str,
     batch: int = 64,
     progress: Callable[[int], Any] | None = None,
+    room: Callable[[str], int] | None = None,
 ) -> list[Record]:
     """Let the model answer greedily and judge its answers.
 
@@ -32,6 +33,8 @@ def evaluate(
         source: `image` (what a robot has) or `text` (the symbolic state: the upper bound).
         batch: responses generated at a time.
         progress: called with the number of scenes done since the last call.
+        room: returns how long an answer about a family may be [tokens]; by default twice the
+            longest right one beside it, enough for a model that was trained to answer so.
     """
     from mgsd_core.encoding import prompt_ids, text_ids
     from mgsd_core.rollout import generate
@@ -58,7 +61,7 @@ def evaluate(
             backbone,
             [prompt_ids(backbone, p) for p in asked],
             scenes.images[chosen] if source == "image" else None,
-            max_new_tokens=2 * longest,
+            max_new_tokens=2 * longest if room is None else max(room(s.family) for s in states),
         )
         for i, state, plan, response in zip(chosen, states, plans, responses, strict=True):
             text = backbone.tokenizer.decode(response, skip_special_tokens=True)

@@ -13,15 +13,26 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3VLConfig
 
 from mgsd_core import prompts
-from mgsd_core.evaluation.models import JudgedModel, Progress
+from mgsd_core.evaluation.models import JudgedModel, Progress, weights_digest
 from mgsd_core.evaluation.score import Record, score
 from mgsd_core.evaluation.untaught import STYLE, prompt_of, response_limit
 from mgsd_core.model import BackboneError, default_device
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import Scenes
+from sim import FAMILIES
+
+# Else transformers would ask on the terminal whether to run a checkpoint's own code.
+_NO_CODE = {"trust_remote_code": False}
+
+# What transformers raises where files are missing, damaged, of another model, or have code.
+_UNLOADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+    SafetensorError,
+)
 
 
 def load_checkpoint(
@@ -40,15 +51,22 @@ def load_checkpoint(
         BackboneError: transformers cannot load it, or it has no chat template.
     """
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype="auto", use_safetensors=True
+        processor = AutoProcessor.from_pretrained(path, **_NO_CODE)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype="auto", use_safetensors=True, output_loading_info=True, **_NO_CODE
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"cannot load a vision-language model from {path}: {line}") from None
-    if getattr(processor, "chat_template", None) is None:
-        raise BackboneError(f"{path} has no chat template: it is no model that answers")
+    except _UNLOADABLE as error:
+        raise BackboneError(
+            f"cannot load a vision-language model from {path}: {_line(error)}"
+        ) from None
+    if missing := sorted(report["missing_keys"]):  # transformers would make them up
+        raise BackboneError(f"the weights in {path} lack {len(missing)}, such as {missing[0]}")
+    if not isinstance(getattr(processor, "chat_template", None), str):
+        raise BackboneError(f"{path} has no chat template, or more than one")
+    try:
+        _in_template(processor, prompts.student_prompt(FAMILIES[0], STYLE))
+    except Exception as error:  # a template is a program
+        raise BackboneError(f"the chat template in {path} fails: {_line(error)}") from None
     processor.tokenizer.padding_side = "left"  # all answers begin at the end
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -56,23 +74,27 @@ def load_checkpoint(
 
     def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
         records: dict[int, Record] = {}
-        order = sorted(range(len(scenes.states)), key=lambda i: scenes.states[i].family)
-        for begin in range(0, len(order), batch):
-            chosen = order[begin : begin + batch]
+        # One family at a time: how long an answer may be must not depend on its neighbours.
+        families: dict[str, list[int]] = {}
+        for i, state in enumerate(scenes.states):
+            families.setdefault(state.family, []).append(i)
+        parts = [
+            of_family[begin : begin + batch]
+            for of_family in families.values()
+            for begin in range(0, len(of_family), batch)
+        ]
+        for chosen in parts:
             texts = _answers(model, processor, scenes, chosen, source, max_tokens)
             for i, text in zip(chosen, texts, strict=True):
                 state, plan = scenes.states[i], scenes.plans[i]
                 parsed = prompts.parse_response(text, state.family)
                 records[i] = score(scenes.names[i], state, plan, parsed, text)
             progress(len(chosen))
-        return [records[i] for i in range(len(order))]
-
-    def about() -> dict[str, Any]:
-        return {"picture_size": size}
+        return [records[i] for i in range(len(scenes.states))]
 
     image = ImageSpec(size, patch=1, merge=1)
-    digest = _digest(path, model)
-    return JudgedModel(str(path), image, digest, STYLE, ("image", "text"), answer, about)
+    digest = weights_digest(path, model)
+    return JudgedModel(str(path), image, digest, STYLE, ("image", "text"), answer)
 
 
 def is_other_checkpoint(path: str | Path) -> bool:
@@ -80,9 +102,9 @@ def is_other_checkpoint(path: str | Path) -> bool:
     if isinstance(path, Path) and not (path / "config.json").is_file():
         return False
     try:
-        kind: str = AutoConfig.from_pretrained(path).model_type
-    except (OSError, ValueError, KeyError):
-        return False  # whoever loads it says what is wrong
+        kind: str = AutoConfig.from_pretrained(path, **_NO_CODE).model_type
+    except _UNLOADABLE:
+        return isinstance(path, Path)  # `load_checkpoint` says what is wrong
     return kind != Qwen3VLConfig.model_type
 
 
@@ -112,7 +134,7 @@ def _answers(
     inputs = inputs.to(model.device, dtype=model.dtype)
     said = model.generate(
         **inputs,
-        max_new_tokens=max_tokens or max(response_limit(state.family) for state in states),
+        max_new_tokens=max_tokens or response_limit(states[0].family),
         do_sample=False,
         stop_strings=[prompts.STOP_TEXT],
         tokenizer=processor.tokenizer,
@@ -133,15 +155,14 @@ def _in_template(processor: Any, prompt: prompts.Prompt) -> str:
     try:
         turns = [system, asked(prompt.user)]
         text: str = processor.apply_chat_template(turns, add_generation_prompt=True)
-    except TemplateError:  # some templates have no room for what the system says
+    except TemplateError:
+        text = ""
+    if prompt.system not in text:  # some templates have no room for what the system says
         turns = [asked(f"{prompt.system} {prompt.user}")]
         text = processor.apply_chat_template(turns, add_generation_prompt=True)
     return text
 
 
-def _digest(path: str | Path, model: Any) -> str:
-    from mgsd_core.training import directory_digest
-
-    if isinstance(path, Path):
-        return directory_digest(path)
-    return f"{path}@{getattr(model.config, '_commit_hash', None)}"
+def _line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -27,7 +27,8 @@ def compare(first: Results, second: Results, source: str = "image") -> dict[str,
 
     Returns:
         `first`, `second` (`model` and `model_digest`), `input`, `count` of common scenes,
-        `left_out` (scenes that only one of them has), `macro` and `families` (with `levels`), each
+        `left_out` (scenes that only one of them has), `other_pictures` (scenes of which they saw
+        different pictures, as of another renderer), `macro` and `families` (with `levels`), each
         with what `intervals.paired` says by measure of `COMPARED` and both averages; and `changed`:
         the names of the scenes that `only_first` or `only_second` succeeds on.
 
@@ -52,6 +53,7 @@ def compare(first: Results, second: Results, source: str = "image") -> dict[str,
         "input": source,
         "count": len(common),
         "left_out": {"first": len(ours) - len(common), "second": len(theirs) - len(common)},
+        "other_pictures": 0 if source == "text" else _other_pictures(first, second, common),
         **paired(pairs, COMPARED),
         "changed": {
             "only_first": [a.scene for a, b in pairs if a.success and not b.success],
@@ -75,11 +77,25 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     for measure in COMPARED[1:]:
         others.append([measure, *_cells(compared["macro"][measure])[:4]])
     whole = compared["macro"]["success"]
-    said = (
-        f"{compared['count']} scenes, read as {compared['input']}. McNemar's exact test over all "
-        f"scenes: p = {whole['p']:.3g}."
-    )
-    return "\n\n".join([aligned(lines), aligned(others), said])
+    said = [
+        f"{compared['count']} scenes, read as {compared['input']}. McNemar's exact test, every "
+        f"scene of the same weight: {whole['only_first']} to {whole['only_second']}, "
+        f"p = {whole['p']:.3g}."
+    ]
+    left_out = compared["left_out"]
+    if any(left_out.values()):
+        said.append(f"Left out, as only one has them: {left_out['first']}, {left_out['second']}.")
+    if compared["other_pictures"]:
+        said.append(
+            f"Not the same pictures in {compared['other_pictures']} scenes: part of the difference "
+            "may be theirs, not the models'."
+        )
+    return "\n\n".join([aligned(lines), aligned(others), "\n".join(said)])
+
+
+def _other_pictures(first: Results, second: Results, scenes: list[str]) -> int:
+    pairs = [(first.pictures.get(scene), second.pictures.get(scene)) for scene in scenes]
+    return sum(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def _by_scene(results: Results, source: str) -> dict[str, Record]:

@@ -36,6 +36,7 @@ MAX_WAIT = 600.0
 
 _LONGEST_BACKOFF = 60.0
 _MOST_TOKENS = 10**9
+_LAST_PORT = 65535
 # A server is asked again after these, and after whatever is its own fault (500 and more).
 _AGAIN = (408, 409, 429)
 # What is wrong here is wrong for every request: key, model, address.
@@ -102,6 +103,8 @@ class Endpoint:
                 "the endpoint's URL must have no user, password, query or fragment; keys are read "
                 "from an environment variable"
             )
+        if url.port is not None and url.port > _LAST_PORT:
+            raise EndpointError(f"the endpoint's port {url.port} is above {_LAST_PORT}")
         if url.scheme not in ("http", "https") or not url.host:
             raise EndpointError(
                 f"the endpoint {self.url[:100]!r} must begin with http:// or https:// and a host"
@@ -341,7 +344,8 @@ def read_reply(data: bytes) -> Reply:
         raise ReplyError("a reply whose choices[0].message.content is no text")
     usage = reply.get("usage")
     counts = usage if isinstance(usage, dict) else {}
-    text = content or ""
+    # Half a character, which JSON can say and no file can hold.
+    text = (content or "").encode("utf-8", "replace").decode()
     cut = choice.get("finish_reason") == "length" or len(text) > MAX_TEXT
     tokens_in, tokens_out = (
         _count(counts.get(f"{what}_tokens")) for what in ("prompt", "completion")

@@ -1,15 +1,16 @@
 """How sure averages and differences are: 95 % confidence intervals and paired tests.
 
-Scenes are what was drawn at random, so scenes are resampled, within their family and level, since
-macro averages weigh those equally (stratified percentile bootstrap, Efron and Tibshirani 1993).
-Where every scene of a level went the same way a bootstrap sees no spread at all; the interval of a
-single level's share is Wilson's score interval (1927), which does.
+Scenes are what was drawn at random. Shares have Wilson's score interval (1927), which is right near
+0 and 1, too, where a bootstrap of a few scenes sees no spread; that of an average over levels is
+Wilson's for as many scenes as would give the average's variance. Progress, SPL and paired
+differences have a percentile bootstrap that draws scenes anew within their family and level, since
+averages weigh those equally (stratified bootstrap, Efron and Tibshirani 1993).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from mgsd_core.evaluation.summary import CONDITIONAL, MEASURES, by_level, condit
 RESAMPLES, SEED = 10_000, 0
 
 _Z = 1.959964  # 97.5 % quantile of the standard normal distribution
-_SHARES = ("success", "optimal", "legal", "parsed", "state")  # measures that are yes or no
+_REAL = ("progress", "spl")
+_SHARES = tuple(measure for measure in MEASURES if measure not in _REAL)  # yes or no
 
 # Rows of multinomial draws at a time: enough to be fast, and small beside a model.
 _CHUNK = 1000
@@ -31,15 +33,32 @@ _CHUNK = 1000
 Interval = tuple[float, float]
 
 
-def wilson(successes: int, count: int) -> Interval:
-    """Return the 95 % score interval of a share."""
-    share = successes / count
+def wilson(share: float, count: float) -> Interval:
+    """Return the 95 % score interval of a share of `count` scenes."""
     middle = share + _Z**2 / (2 * count)
     half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     whole = 1 + _Z**2 / count
     # Rounding must not cut off a share of 0 or 1 that was seen.
     low, high = (middle - half) / whole, (middle + half) / whole
     return (min(max(low, 0.0), share), max(min(high, 1.0), share))
+
+
+def wilson_average(levels: Sequence[Level]) -> Interval:
+    """Return the 95 % interval of an average of shares: Wilson's of the effective number of scenes.
+
+    That is how many scenes a single share of this size would need for the average's variance. Where
+    the shares tell nothing of it, a level of one scene among them, all of them count as if equal.
+    """
+    average = sum(level.weight * level.share for level in levels)
+    count = 1 / sum(level.weight**2 / level.count for level in levels)
+    if all(level.count > 1 for level in levels):
+        variance = sum(
+            level.weight**2 * level.share * (1 - level.share) / (level.count - 1)
+            for level in levels
+        )
+        if variance > 0:
+            count = min(count, average * (1 - average) / variance)
+    return wilson(average, count)
 
 
 def add_intervals(summary: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -49,37 +68,47 @@ def add_intervals(summary: dict[str, Any], records: Sequence[Record]) -> dict[st
     `CONDITIONAL` averages and the `fields` (by name).
     """
     rng = np.random.default_rng(SEED)
+    groups = by_level(records)
     families: dict[str, Any] = {}
     drawn: dict[str, NDArray[np.float64]] = {}
-    for family, groups in by_level(records).items():
+    for family, of_family in groups.items():
         told = summary["families"][family]
         levels: dict[str, Any] = {}
         means = []
-        for level, found in groups.items():
-            values = np.array([[getattr(r, m) for m in MEASURES] for r in found], np.float64)
-            means.append(resampled_means(values, rng))
+        for level, found in of_family.items():
+            values = np.array([[getattr(r, m) for m in _REAL] for r in found], np.float64)
+            means.append(resampled_means(values, rng, (0.0, 1.0)))
             intervals = _of_level(found, means[-1])
             levels[str(level)] = told["levels"][str(level)] | {"intervals": intervals}
         drawn[family] = np.mean(means, axis=0)
-        intervals = _of_average(drawn[family], [level["intervals"] for level in levels.values()])
+        intervals = _of_average([of_family], drawn[family])
         families[family] = told | {"intervals": intervals, "levels": levels}
-    macro = np.mean(list(drawn.values()), axis=0)
-    intervals = _of_average(macro, [family["intervals"] for family in families.values()])
+    intervals = _of_average(list(groups.values()), np.mean(list(drawn.values()), axis=0))
     return summary | {
         "macro": summary["macro"] | {"intervals": intervals},
         "families": families,
     }
 
 
-def resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the means of `RESAMPLES` bootstrap samples of rows: [N, M] to [RESAMPLES, M]."""
+def resampled_means(
+    values: NDArray[np.float64], rng: np.random.Generator, bounds: Interval
+) -> NDArray[np.float64]:
+    """Return the means of `RESAMPLES` bootstrap samples of rows: [N, M] to [RESAMPLES, M].
+
+    Deviations are those of N - 1 degrees of freedom. One row says nothing of how others would
+    differ: its means are one or the other of `bounds`, outside of which no mean ever is.
+    """
     count = len(values)
+    if count == 1:
+        return rng.choice(bounds, size=(RESAMPLES, values.shape[1]))
     means = []
     for _ in range(RESAMPLES // _CHUNK):
         # How often each row is drawn says all of a sample's mean.
         times = rng.multinomial(count, np.full(count, 1 / count), size=_CHUNK)
         means.append(times @ values / count)
-    return np.concatenate(means)
+    mean = values.mean(axis=0)
+    wider = mean + math.sqrt(count / (count - 1)) * (np.concatenate(means) - mean)
+    return np.clip(wider, *bounds)
 
 
 def paired(
@@ -140,7 +169,7 @@ def _compared_level(
     return _Compared(
         first.mean(axis=0),
         second.mean(axis=0),
-        resampled_means(second - first, rng),
+        resampled_means(second - first, rng, (-1.0, 1.0)),
         (first > second).sum(axis=0),
         (second > first).sum(axis=0),
         len(pairs),
@@ -183,36 +212,70 @@ def _differences(compared: _Compared, measures: Sequence[str]) -> dict[str, Any]
 def mcnemar(one: int, other: int) -> float:
     """Return the two-sided p value of McNemar's exact test for the discordant pairs' counts."""
     count = one + other
-    tail = sum(math.comb(count, i) for i in range(min(one, other) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    if not count:
+        return 1.0
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])  # of factorials
+    tail = np.arange(min(one, other) + 1)
+    terms = logs[count] - logs[tail] - logs[count - tail] - count * math.log(2)
+    return min(1.0, 2 * float(np.exp(terms).sum()))
+
+
+@dataclass(frozen=True)
+class Level:
+    """A share of some scenes, and its weight in an average."""
+
+    share: float
+    count: int
+    weight: float
 
 
 def _of_level(records: Sequence[Record], drawn: NDArray[np.float64]) -> dict[str, Any]:
-    count = len(records)
-    told = _by_measure(drawn)
+    told = _percentiles_by_measure(drawn)
     for measure in _SHARES:
-        told[measure] = list(wilson(sum(getattr(r, measure) for r in records), count))
+        told[measure] = _of_share([getattr(r, measure) for r in records])
     for name in CONDITIONAL:
         values = conditional(name, records)
-        told[name] = list(wilson(sum(values), len(values))) if values else None
+        told[name] = _of_share(values) if values else None
     told["fields"] = {
-        name: list(wilson(sum(r.fields[name] for r in records), count))
-        for name in records[0].fields
+        name: _of_share([r.fields[name] for r in records]) for name in records[0].fields
     }
     return told
 
 
-def _of_average(drawn: NDArray[np.float64], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the intervals of an average; that of one part alone is the part's own."""
-    if len(parts) == 1:
-        return {measure: parts[0][measure] for measure in MEASURES}
-    return _by_measure(drawn)
+def _of_average(
+    families: Sequence[Mapping[int, Sequence[Record]]], drawn: NDArray[np.float64]
+) -> dict[str, Any]:
+    told = _percentiles_by_measure(drawn)
+    single = len(families) == 1 and len(families[0]) == 1
+    for measure in _SHARES:
+        levels = [
+            Level(
+                sum(getattr(r, measure) for r in records) / len(records),
+                len(records),
+                1 / len(families) / len(levels),
+            )
+            for levels in families
+            for records in levels.values()
+        ]
+        # One level alone is no average.
+        one = levels[0]
+        found = wilson(one.share, one.count) if single else wilson_average(levels)
+        told[measure] = _rounded(found)
+    return told
 
 
-def _by_measure(drawn: NDArray[np.float64]) -> dict[str, Any]:
-    return {measure: _percentiles(drawn[:, i]) for i, measure in enumerate(MEASURES)}
+def _of_share(values: Sequence[bool]) -> list[float]:
+    return _rounded(wilson(sum(values) / len(values), len(values)))
+
+
+def _percentiles_by_measure(drawn: NDArray[np.float64]) -> dict[str, Any]:
+    return {measure: _percentiles(drawn[:, i]) for i, measure in enumerate(_REAL)}
 
 
 def _percentiles(drawn: NDArray[np.float64]) -> list[float]:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return [round(float(low), 6), round(float(high), 6)]
+    return _rounded((float(low), float(high)))
+
+
+def _rounded(interval: Interval) -> list[float]:
+    return [round(edge, 6) for edge in interval]

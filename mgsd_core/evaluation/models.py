@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgsd_core.evaluation.score import Record
-from mgsd_core.evaluation.untaught import STYLE
+from mgsd_core.evaluation.untaught import STYLE, response_limit
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import Scenes
 
@@ -58,7 +58,7 @@ def load_model(
         batch: responses generated at a time by weights; a bundle answers one by one.
         size: side of the pictures [px] for weights that were not trained here, of which nobody
             has said it.
-        max_tokens: longest answer of models that are no Qwen3-VL [tokens].
+        max_tokens: longest answer of models that were not trained here [tokens].
 
     Raises:
         mgsd_core.model.BackboneError: weights that cannot be loaded.
@@ -75,7 +75,7 @@ def load_model(
 
     if is_other_checkpoint(path):
         return load_checkpoint(path, size or DEFAULT_SIZE, batch, max_tokens)
-    return _weights(path, batch, size)
+    return _weights(path, batch, size, max_tokens)
 
 
 def endpoint_model(
@@ -95,24 +95,38 @@ def endpoint_model(
     def about() -> dict[str, Any]:
         return run.about(price_in, price_out)
 
-    image = ImageSpec(size)
+    image = ImageSpec(size, patch=1, merge=1)
     reads = ("image", "text")
     return JudgedModel(run.endpoint.model, image, run.digest, STYLE, reads, run.answer, about)
 
 
-def _weights(path: str | Path, batch: int, size: int | None) -> JudgedModel:
+def _weights(path: str | Path, batch: int, size: int | None, max_tokens: int | None) -> JudgedModel:
     from mgsd_core.evaluation.answers import evaluate
-    from mgsd_core.model import default_device, load_backbone
-    from mgsd_core.training import directory_digest
+    from mgsd_core.model import METADATA, default_device, load_backbone
 
     backbone = load_backbone(path, size or DEFAULT_SIZE)
     backbone.model.to(default_device())
 
-    def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
-        return evaluate(backbone, scenes, source, batch, progress)
+    is_taught = (Path(path) / METADATA).is_file()
 
-    digest = directory_digest(path) if isinstance(path, Path) else path
+    def room(family: str) -> int:
+        return max_tokens or response_limit(family)
+
+    def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
+        longest = None if is_taught else room
+        return evaluate(backbone, scenes, source, batch, progress, longest)
+
+    digest = weights_digest(path, backbone.model)
     return JudgedModel(str(path), backbone.image, digest, backbone.style, ("image", "text"), answer)
+
+
+def weights_digest(path: str | Path, model: Any) -> str:
+    """Return the SHA-256 (hex) of weights; of those with a name, it and their revision instead."""
+    from mgsd_core.training import directory_digest
+
+    if Path(path).is_dir():
+        return directory_digest(Path(path))
+    return f"{path}@{getattr(model.config, '_commit_hash', None)}"
 
 
 def _bundle(path: Path) -> JudgedModel:

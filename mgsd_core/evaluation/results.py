@@ -12,9 +12,11 @@ Other people's results are read too, and believed in nothing: only fields of the
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -63,6 +65,7 @@ class Results:
         report: what `results.json` says.
         records: by source (see `SOURCES`), of those that were asked for.
         states: the true state of every scene.
+        pictures: SHA-256 (hex) of the picture of every scene, where it is known.
         gallery: pictures, in the order of their scenes.
     """
 
@@ -70,6 +73,7 @@ class Results:
     report: Mapping[str, Any]
     records: Mapping[str, Sequence[Record]]
     states: Mapping[str, State]
+    pictures: Mapping[str, str]
     gallery: Sequence[Shown]
 
 
@@ -92,11 +96,13 @@ def write_results(
     for name in ("results.json", "report.html"):
         (out / name).unlink(missing_ok=True)
     states = dict(zip(scenes.names, scenes.states, strict=True))
+    pictures = dict(zip(scenes.names, scenes.pictures, strict=False))
     for source in SOURCES:
         file = out / f"responses_{source}.jsonl"
         if source in records:
             lines = [
-                record_dict(r) | {"true_state": state_to_dict(states[r.scene])}
+                record_dict(r)
+                | {"true_state": state_to_dict(states[r.scene]), "picture": pictures.get(r.scene)}
                 for r in records[source]
             ]
             write_file(file, _lines(lines))
@@ -125,20 +131,27 @@ def read_results(path: Path) -> Results:
         )
     records: dict[str, list[Record]] = {}
     states: dict[str, State] = {}
+    pictures: dict[str, str] = {}
     for source in SOURCES:
         lines = path / f"responses_{source}.jsonl"
         if lines.is_file():
             records[source] = []
+            seen: set[str] = set()
             for where, line in _numbered(lines):
                 record, state = _record(line, where)
                 if states.setdefault(record.scene, state) != state:
                     raise ResultsError(f"{where}: {record.scene} has two true states")
+                if record.scene in seen:
+                    raise ResultsError(f"{where}: {record.scene} stands there twice")
+                seen.add(record.scene)
                 records[source].append(record)
+                if source == "image" and isinstance(line.get("picture"), str):
+                    pictures[record.scene] = line["picture"]
     if not records:
         raise ResultsError(f"{path} holds no responses_….jsonl beside results.json")
     gallery = path / "gallery.jsonl"
     shown = [_shown(*numbered) for numbered in _numbered(gallery)] if gallery.is_file() else []
-    return Results(path, report, records, states, shown)
+    return Results(path, report, records, states, pictures, shown)
 
 
 # --- the gallery --------------------------------------------------------------------------------
@@ -193,12 +206,23 @@ def _numbered(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _read(data: bytes, where: str) -> dict[str, Any]:
     try:
-        told = json.loads(data)
+        told = _whole(json.loads(data))
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
         raise ResultsError(f"{where}: not a JSON object")
     return told
+
+
+def _whole(value: Any) -> Any:
+    """Return a value of JSON without halves of characters, which JSON can say and no file hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 def _record(line: Mapping[str, Any], where: str) -> tuple[Record, State]:
@@ -211,6 +235,8 @@ def _record(line: Mapping[str, Any], where: str) -> tuple[Record, State]:
         raise ResultsError(f"{where}: the true state is none: {error}") from None
     if (state.family, state.size) != (line["family"], line["level"]):
         raise ResultsError(f"{where}: the true state is of another family or level")
+    if set(line["fields"]) != {field.name for field in fields(state)}:
+        raise ResultsError(f"{where}: 'fields' are not those of a state of {state.family}")
     return Record(**{field.name: line[field.name] for field in fields(Record)}), state
 
 
@@ -236,8 +262,8 @@ def _shown(where: str, line: Mapping[str, Any]) -> Shown:
 def _matrix(value: Any, where: str) -> Matrix:
     try:
         rows = tuple(tuple(float(number) for number in row) for row in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rows = ()
-    if Counter(map(len, rows)) != {3: 3}:
+    if Counter(map(len, rows)) != {3: 3} or not all(map(math.isfinite, chain(*rows))):
         raise ResultsError(f"{where}: 'grid' must be 3 rows of 3 numbers")
     return rows  # type: ignore[return-value]

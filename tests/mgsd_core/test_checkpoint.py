@@ -104,6 +104,9 @@ def test_a_template_without_a_system_turn_gets_it_with_the_question(llava, data,
     [
         (lambda path: (path / "chat_template.jinja").unlink(), "has no chat template"),
         (lambda path: (path / "model.safetensors").unlink(), "cannot load a vision-language model"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"no"), "cannot load a vision"),
+        (lambda path: (path / "config.json").write_text("[]"), "cannot load a vision-language"),
+        (lambda path: (path / "chat_template.jinja").write_text("{{ 1 / 0 }}"), "template in"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(spoil, said, llava, data, tmp_path, capsys):
@@ -114,6 +117,45 @@ def test_what_cannot_be_asked_is_said_in_one_line(spoil, said, llava, data, tmp_
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error and str(path) in error
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_all_there_are_refused(llava, data, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    part = tmp_path / "part"
+    shutil.copytree(llava, part)
+    weights = load_file(part / "model.safetensors")
+    del weights[sorted(weights)[-1]]
+    save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+    assert _evaluate(part, data, tmp_path / "out") == 2
+    assert "lack 1, such as" in capsys.readouterr().err
+
+
+def test_code_of_a_checkpoint_is_not_run_even_if_somebody_says_yes(llava, data, tmp_path):
+    import subprocess
+    import sys
+
+    evil, proof = tmp_path / "evil", tmp_path / "proof"
+    shutil.copytree(llava, evil)
+    (evil / "code.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    for name, key in (
+        ("config.json", "AutoConfig"),
+        ("processor_config.json", "AutoProcessor"),
+    ):
+        file = evil / name
+        told = json.loads(file.read_text())
+        told["auto_map"] = {key: "code.Anything", "AutoModelForImageTextToText": "code.Anything"}
+        told["model_type"] = "nobody_knows"
+        file.write_text(json.dumps(told))
+    command = [sys.executable, "-m", "mgsd_core.cli", "evaluate", "--model", evil, "--data", data]
+    command += ["--out", tmp_path / "out"]
+    done = subprocess.run(
+        list(map(str, command)), input="y\n" * 9, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot load a vision-language model" in done.stderr.splitlines()[-1]
+    assert not proof.exists()
 
 
 def test_a_mistyped_directory_is_no_name_on_a_hub(data, tmp_path, capsys):

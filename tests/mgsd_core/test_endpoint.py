@@ -374,6 +374,20 @@ def test_what_is_wrong_for_every_request_ends_the_run(
     assert not (tmp_path / "results.json").exists()
 
 
+def test_half_a_character_in_an_answer_spoils_nothing(server, data, tmp_path):
+    said = b'{"choices": [{"message": {"content": "a\\ud800 <answer>R</answer>"}}]}'
+    server.misbehave = lambda h, *_: reply(h, 200, said)
+    for _ in range(2):  # the second time it is read from the file
+        assert _evaluate(server, data, tmp_path, "--limit", 1) == 0
+    lines = (tmp_path / "responses_image.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["text"] == "a? <answer>R</answer>"
+    # A file that an earlier version left.
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(answers.read_text().replace("a?", "a\\ud800"))
+    assert _evaluate(server, data, tmp_path, "--limit", 1) == 0
+    assert sum(server.calls.values()) == 1
+
+
 def test_a_server_that_is_gone_ends_the_run_and_nothing_is_lost(server, data, tmp_path, capsys):
     server.misbehave = lambda h, scene, _: scene >= 3 and _hang_up(h)
     options = ("--retries", 0, "--concurrency", 1)
@@ -523,7 +537,8 @@ def test_two_runs_do_not_write_one_file(server, data, tmp_path, capsys):
         (["--price-in", "1"], "belong together"),
         (["--price-in", "-1", "--price-out", "1"], "at least 0"),
         (["--key-variable", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
-        (["--picture-size", "33"], "33 px"),
+        (["--picture-size", "100000"], "4096 px"),
+        (["--endpoint", "http://127.0.0.1:99999/v1"], "port"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, says, data, tmp_path, capsys):

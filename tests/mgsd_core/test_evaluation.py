@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsd_core.evaluation.compare import CompareError, compare, comparison_table
-from mgsd_core.evaluation.intervals import add_intervals, mcnemar, paired, wilson
+from mgsd_core.evaluation.intervals import (
+    Level,
+    add_intervals,
+    mcnemar,
+    paired,
+    wilson,
+    wilson_average,
+)
 from mgsd_core.evaluation.results import (
     MOST_PICTURES,
     ResultsError,
@@ -174,15 +181,15 @@ def test_table_has_a_row_each_and_percentages():
 
 
 def test_wilsons_interval():
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998, by hand
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(10, 10)[1] == 1.0
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998, by hand
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(1.0, 10)[1] == 1.0
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilsons_interval_holds_the_share(count, data):
     successes = data.draw(st.integers(0, count))
-    low, high = wilson(successes, count)
+    low, high = wilson(successes / count, count)
     assert 0 <= low <= successes / count <= high <= 1
     assert high - low < 1
 
@@ -195,21 +202,45 @@ def test_intervals_stand_beside_all_averages_and_are_the_same_again():
     ]
     summary = summarise(records)
     told = add_intervals(summary, records)
-    assert told == add_intervals(summary, list(reversed(records)))
+    assert told == add_intervals(summary, records)
     lake = told["families"]["frozenlake"]
     for place in (told["macro"], lake, lake["levels"]["3"]):
         for measure in MEASURES:
             low, high = place["intervals"][measure]
             assert low <= place[measure] <= high
-    # The bootstrap agrees with the normal approximation: variances of levels, then of families.
+    # They agree with the normal approximation: variances of levels, then of families.
     variance = (0.75 * 0.25 / 40 + 0.5 * 0.5 / 30) / 4
     low, high = lake["intervals"]["success"]
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.1)
     variance = variance / 4 + (2 / 9) * 1 / 20 / 4
     low, high = told["macro"]["intervals"]["success"]
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.1)
-    assert lake["levels"]["3"]["intervals"]["success"] == list(wilson(30, 40))
+    assert lake["levels"]["3"]["intervals"]["success"] == pytest.approx(wilson(0.75, 40), abs=1e-6)
     assert set(lake["levels"]["3"]["intervals"]["fields"]) == {"size", "start", "goal", "holes"}
+
+
+def test_few_scenes_are_not_certainty():
+    # Every scene went one way in each level: a bootstrap would see no spread at all.
+    records = [_lake_record(level, level == 3) for level in (3, 4)] + [_maze_record(True)]
+    macro = add_intervals(summarise(records), records)["macro"]
+    assert macro["success"] == 0.75
+    low, high = macro["intervals"]["success"]
+    assert low < 0.35 and high > 0.93
+    low, high = macro["intervals"]["progress"]
+    assert low < 0.4 and high > 0.6
+    told = paired([(_maze_record(False), _maze_record(True))])["macro"]["success"]
+    assert told["interval"][0] < 0 < told["interval"][1]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.97, 5), (0.97, 20), (0.5, 5), (0.99, 20)])
+def test_intervals_of_averages_hold_the_truth_as_often_as_they_say(share, count):
+    rng = np.random.default_rng(0)
+    held = 0
+    for successes in rng.binomial(count, share, size=(2000, 9)):
+        levels = [Level(found / count, count, 1 / 9) for found in successes]
+        low, high = wilson_average(levels)
+        held += low <= share <= high
+    assert 0.93 < held / 2000 <= 0.99
 
 
 def test_mcnemars_exact_test():
@@ -219,6 +250,8 @@ def test_mcnemars_exact_test():
     assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 1024)
     assert mcnemar(2000, 2100) == pytest.approx(0.122, abs=0.003)  # normal approximation
     assert mcnemar(0, 5000) == 0.0
+    assert mcnemar(48_000, 52_000) < 1e-30
+    assert mcnemar(3, 4) == 1.0
 
 
 @settings(max_examples=20)
@@ -241,20 +274,21 @@ def test_pairs_are_surer_than_two_intervals():
     told = paired(pairs)["macro"]["success"]
     assert told["difference"] == pytest.approx(-2 / 60)
     assert told["interval"][1] - told["interval"][0] < 0.11
-    low, high = wilson(28, 60)
+    low, high = wilson(28 / 60, 60)
     assert high - low > 0.2
 
 
 # --- results on disk ----------------------------------------------------------------------------
 
 
-def _scenes(count=6, families=("frozenlake", "maze")):
+def _scenes(count=6, families=("frozenlake", "maze"), shown="flat"):
     states = [sample(f, 3, seed) for f in families for seed in range(count)]
     names = [f"{s.family}-{i}" for i, s in enumerate(states)]
     images = np.zeros((len(states), 32, 32, 3), np.uint8)
     images[:, :, :, 0] = np.arange(len(states))[:, None, None]
     grids = [None, *[((0.2, 0.0, 0.1), (0.0, 0.2, 0.1), (0.0, 0.0, 1.0))] * (len(states) - 1)]
-    return Scenes(images, states, [solve(s) for s in states], names, "0" * 64, grids)
+    pictures = [f"picture {shown} {i}" for i in range(len(states))]
+    return Scenes(images, states, [solve(s) for s in states], names, "0" * 64, grids, pictures)
 
 
 def _judged(scenes, right):
@@ -320,6 +354,18 @@ def test_damaged_results_are_named_by_line(file, line, said, tmp_path):
         read_results(tmp_path)
 
 
+def test_a_scene_is_answered_once_and_halves_of_characters_are_nothing(tmp_path):
+    _write(tmp_path, lambda i: True)
+    file = tmp_path / "responses_image.jsonl"
+    lines = file.read_text().splitlines()
+    torn = json.dumps({**json.loads(lines[0]), "text": "a\ud800b"})
+    file.write_text("\n".join([torn, *lines[1:]]) + "\n")
+    assert read_results(tmp_path).records["image"][0].text == "a?b"
+    file.write_text("\n".join([*lines, lines[0]]) + "\n")
+    with pytest.raises(ResultsError, match="line 13: frozenlake-0 stands there twice"):
+        read_results(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
@@ -373,6 +419,16 @@ def test_scenes_of_one_alone_are_left_out_and_said(tmp_path):
     second = _write(tmp_path / "b", lambda i: True, _scenes(4, ("maze",)))
     told = compare(first, second)
     assert (told["count"], told["left_out"]) == (4, {"first": 2, "second": 0})
+
+
+def test_other_pictures_of_the_same_scenes_are_noticed(tmp_path):
+    first = _write(tmp_path / "a", lambda i: True, _scenes(3), ("image", "text"))
+    second = _write(tmp_path / "b", lambda i: True, _scenes(3, shown="panda"), ("image", "text"))
+    told = compare(first, second)
+    assert told["other_pictures"] == 6
+    assert "Not the same pictures in 6 scenes" in comparison_table(told)
+    assert compare(first, second, "text")["other_pictures"] == 0
+    assert "Not the same" not in comparison_table(compare(first, first))
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
