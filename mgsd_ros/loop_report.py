@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mgsd_core.evaluation.summary import aligned
 from mgsd_ros.closed_loop import Attempt, Run
 
 #: Averaged measures of attempts.
@@ -77,15 +78,7 @@ def table(results: dict[str, Any]) -> str:
                 *(f"{100 * share:.1f}" for share in shares),
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return aligned(lines)
 
 
 def run_dict(run: Run) -> dict[str, Any]:
