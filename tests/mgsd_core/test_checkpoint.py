@@ -191,3 +191,19 @@ def test_results_say_which_model_it_was(llava, data, tmp_path):
     report = json.loads((tmp_path / "results.json").read_text())
     assert report["model"] == str(llava)
     assert len(report["model_digest"]) == 64
+
+
+def test_a_qwen_that_was_not_trained_here_is_given_as_much_room(data, tmp_path):
+    from small_qwen import write_small_qwen
+
+    qwen = write_small_qwen(tmp_path / "qwen")
+    said = {}
+    for most in (3, 60, 300):
+        out = tmp_path / str(most)
+        options = ("--picture-size", 256, "--input", "text", "--max-tokens", most)
+        assert _evaluate(qwen, data, out, *options) == 0
+        said[most] = [record.text for record in read_results(out).records["text"]]
+    for short, middle, long in zip(*said.values(), strict=True):
+        assert middle.startswith(short) and long.startswith(middle)
+    # Beside right answers of less than 100 tokens it may say more than twice as many.
+    assert max(map(len, said[300])) > 3 * max(map(len, said[60])) > 9 * max(map(len, said[3]))
