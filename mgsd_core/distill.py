@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import log_softmax
 
 from mgsd_core import prompts
 from mgsd_core.adapters import adapter_off, has_adapter
@@ -34,6 +34,7 @@ from mgsd_core.estimators import divergence, entropy, sampled_loss, topk_diverge
 from mgsd_core.kernels import quicken
 from mgsd_core.model import Backbone
 from mgsd_core.processes import share, wants_deepspeed, wants_shards
+from mgsd_core.products import linear
 from mgsd_core.rollout import generate
 from mgsd_core.scenes import Scenes
 from mgsd_core.training import (

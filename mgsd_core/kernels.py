@@ -8,6 +8,7 @@ a small model on a CPU spends more time between its matrix products than in them
 - The root mean square norm, and the rotation of heads after it, are one step each, whose gradient
   is written out instead of being recorded operation by operation.
 - The last layer may be asked for some places only, see `WANTED`.
+- Linear layers go through `products.linear`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
+from mgsd_core.products import linear
+
 #: Name of an argument of the model: int64 [N], places of the batch in row-major order. With faster
 #: forwards, the last hidden states are those of these places alone [N, H]; else it does nothing.
 WANTED = "wanted_places"
@@ -47,18 +50,23 @@ def quicken(model: Qwen3VLForConditionalGeneration) -> None:
     forwards: dict[type[torch.nn.Module], Any] = {
         Qwen3VLTextRMSNorm: _norm,
         Qwen3VLTextAttention: _text_attention,
+        torch.nn.Linear: _linear,
     }
     if tower.config._attn_implementation == "sdpa":
         forwards |= {Qwen3VLVisionModel: _tower, Qwen3VLVisionAttention: _vision_attention}
     if tower.config.hidden_act == "gelu_pytorch_tanh":
         forwards[Qwen3VLVisionMLP] = _vision_mlp
     for module in model.modules():
-        for kind, forward in forwards.items():
-            if isinstance(module, kind):
-                module.forward = MethodType(forward, module)
+        # Not of subclasses: a quantised layer, say, is more than a product.
+        if forward := forwards.get(type(module)):
+            module.forward = MethodType(forward, module)
     # What a picture adds to a layer's output is added everywhere.
     if len(tower.deepstack_visual_indexes) < len(text.layers):
         text.layers[-1].forward = MethodType(_last_layer, text.layers[-1])
+
+
+def _linear(self: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    return linear(input, self.weight, self.bias)
 
 
 # --- text ---------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import torch
 from PIL.Image import Resampling
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn.functional import linear
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -33,6 +32,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.utils import logging
 
 from mgsd_core import prompts
+from mgsd_core.products import linear
 from mgsd_core.runtime.preprocess import ImageSpec, patchify
 from sim import FAMILIES, LEVELS, sample, solve
 from sim.files import write_file

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+
+from mgsd_core.products import linear
 
 #: From logits float32 [C, V] of the positions in a slice to one loss each [C], and to values [C]
 #: that are only to be logged.
