@@ -6,19 +6,22 @@ of its own and shown before; each goes on where it was stopped, so the experimen
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
+import os
 import platform
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mgsd_core.config import ConfigError, build
+from mgsd_core.config import Config, ConfigError, build, config_dict, load_config
+from mgsd_core.installed import package_version
 from mgsd_core.steps import run_step
 from sim.files import write_file
 
@@ -28,11 +31,16 @@ STARTS = ("base", "stage1")
 #: What is trained there: nothing, stage 1 with other settings, or stage 2.
 TRAININGS = ("none", "coldstart", "distill")
 
+#: Most seeds, each a run of every arm: as many as there are quantiles for.
+MOST_SEEDS = 10
+
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_MOST_SEEDS = len(_T95) + 1
+# Beside an arm's results.json: what it was made with.
+_MADE_WITH = "made_with.json"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SEED = re.compile(r"seed-(\d+)")
 
 
 class ExperimentError(ValueError):
@@ -69,6 +77,11 @@ class DataConfig:
     renderer: str = "panda"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for key in ("train", "validation", "test"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"data.{key} must be at least 1, not {getattr(self, key)}")
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -79,7 +92,7 @@ class Arm:
         title: in tables.
         start: one of `STARTS`.
         train: one of `TRAININGS`.
-        settings: `section.key=value` on top of the experiment's configuration.
+        settings: `section.key=value` of what is trained, on top of the experiment's configuration.
         limit: training scenes of each family and level that it may use; 0 takes all.
         swap: answer the held-out scenes with swapped pictures too.
     """
@@ -93,12 +106,26 @@ class Arm:
     swap: bool = False
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"{self.name!r} names no arm: take a-z, 0-9, - and _")
         for key, choices in (("start", STARTS), ("train", TRAININGS)):
             if getattr(self, key) not in choices:
                 raise ConfigError(
                     f"arm {self.name}: {key} must be one of {', '.join(choices)}, not "
                     f"{getattr(self, key)!r}"
                 )
+        if not self.title.strip() or set(self.title) & set("|\r\n"):
+            raise ConfigError(f"arm {self.name}: the title must be a line without '|'")
+        if self.limit < 0:
+            raise ConfigError(f"arm {self.name}: limit must be at least 0, not {self.limit}")
+        # Stage 1 is shared by all arms of a seed: what an arm says of it would change nothing.
+        for setting in self.settings:
+            if setting.split(".")[0] not in (self.train, "compute") or self.train == "none":
+                raise ConfigError(
+                    f"arm {self.name}: {setting} has no effect, the arm trains {self.train}"
+                )
+        if self.limit and self.train == "none":
+            raise ConfigError(f"arm {self.name}: limit has no effect, the arm trains none")
 
 
 @dataclass(frozen=True)
@@ -110,39 +137,56 @@ class Experiment:
         data: the scenes.
         arms: in the order of the table.
         settings: `section.key=value` for all arms.
+        reference: name of the arm that the others are compared with; none without.
     """
 
     config: str
     data: DataConfig
     arms: tuple[Arm, ...]
     settings: tuple[str, ...] = ()
+    reference: str = ""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names) or not names:
             raise ConfigError("an experiment needs arms, each with a name of its own")
+        if self.reference and self.reference not in names:
+            raise ConfigError(f"reference: there is no arm {self.reference!r}")
+        if self.data.test < 2 and any(arm.swap for arm in self.arms):
+            raise ConfigError("pictures can be swapped only where data.test is at least 2")
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment.
+    """Read an experiment; its configuration may be a file beside it.
 
     Raises:
-        ConfigError: not YAML, an unknown key, or a value of the wrong type or range.
+        ConfigError: not YAML, an unknown key, or a value of the wrong type or range, also in what
+            an arm trains with.
         OSError: not there.
     """
     try:
         data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return build(Experiment, data, "")
+    experiment = build(Experiment, data, "")
+    beside = path.parent / experiment.config
+    if beside.is_file():
+        experiment = replace(experiment, config=str(beside))
+    for arm in experiment.arms:
+        _settings(experiment, 0, arm)
+    return experiment
 
 
 # --- running ------------------------------------------------------------------------------------
 
 
 def run_experiment(
-    experiment: Experiment, seeds: Sequence[int], arms: Sequence[str], out: Path
-) -> list[dict[str, Any]]:
+    experiment: Experiment,
+    seeds: Sequence[int],
+    arms: Sequence[str],
+    out: Path,
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> None:
     """Train and judge arms for every seed, or what of it is not done yet.
 
     Args:
@@ -150,10 +194,8 @@ def run_experiment(
         seeds: of weights, order and rollouts; each is a run of its own.
         arms: names of those to run.
         out: directory of data, weights and results.
-
-    Returns:
-        One result for each seed and arm that is done, also of earlier calls: `seed`, `arm` and what
-        `mgsd evaluate` wrote.
+        keep: given the results of all seeds and arms that are done, whenever there is one more;
+            see `collect`.
 
     Raises:
         ExperimentError: there is no such arm, too many seeds, or `out` holds another experiment.
@@ -162,59 +204,110 @@ def run_experiment(
     known = {arm.name: arm for arm in experiment.arms}
     if unknown := sorted(set(arms) - set(known)):
         raise ExperimentError(f"no arm {unknown[0]!r}; arms are: {', '.join(known)}")
+    if find_spec("matplotlib") is None:
+        raise ExperimentError('the plot needs matplotlib: pip install "mgsd_ros[experiment]"')
     begun = _check_same(experiment, out)
-    count = len({f"seed-{seed}" for seed in seeds} | {path.name for path in out.glob("seed-*")})
-    if count > _MOST_SEEDS:  # said before days of training, not after
-        raise ExperimentError(f"{out} would hold {count} seeds; the most are {_MOST_SEEDS}")
+    count = len({*seeds, *_runs(out)})
+    if count > MOST_SEEDS:  # said before days of training, not after
+        raise ExperimentError(f"{out} would hold {count} seeds; the most are {MOST_SEEDS}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "experiment.json", begun)
     data = out / "data"
     for split in ("train", "validation", "test"):
         for task in experiment.data.tasks:
             _generate(experiment.data, task, split, data)
-    write_file(out / "experiment.json", begun)
     for seed in seeds:
-        run = out / f"seed-{seed}"
         for name in arms:
-            _run_arm(experiment, known[name], seed, data, run)
-    return collect(experiment, out)
+            _run_arm(experiment, known[name], seed, data, out / f"seed-{seed}")
+            keep(collect(experiment, out))
 
 
 def collect(experiment: Experiment, out: Path) -> list[dict[str, Any]]:
-    """Return the results of all seeds and arms that are done below `out`."""
+    """Return the results of all seeds and arms that are done below `out`.
+
+    Returns:
+        For each, in the order of seeds and arms: `seed`, `arm`, what it was made with, the runs of
+        the stages that it was trained in, and what `mgsd evaluate` wrote.
+
+    Raises:
+        ExperimentError: a result is damaged.
+    """
     found = []
-    for run in sorted(out.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-"))):
+    for seed, run in sorted(_runs(out).items()):
         for arm in experiment.arms:
             file = run / "results" / arm.name / "results.json"
             if file.is_file():
-                result = json.loads(file.read_text())
+                result = _read(file)
                 # Where it lay on the machine is nobody's business.
                 for place in ("model", "data"):
                     result.pop(place, None)
-                seed = int(run.name.removeprefix("seed-"))
-                found.append({"seed": seed, "arm": arm.name, **result})
+                made = file.with_name(_MADE_WITH)
+                made_with = _read(made) if made.is_file() else {}
+                found.append({"seed": seed, "arm": arm.name, **made_with, **result})
     return found
+
+
+def _runs(out: Path) -> dict[int, Path]:
+    """Return the directories of the seeds that were begun."""
+    matches = [(_SEED.fullmatch(path.name), path) for path in out.glob("seed-*") if path.is_dir()]
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (TypeError, ValueError):
+        raise ExperimentError(f"{file} is damaged: remove it to judge that arm again") from None
 
 
 def _check_same(experiment: Experiment, out: Path) -> str:
     """Refuse results of one experiment beside those of another; return what `out` remembers."""
     file = out / "experiment.json"
-    wanted = json.loads(json.dumps(asdict(experiment)))  # as it is read back: lists, no tuples
-    arms = {arm["name"]: arm for arm in wanted.pop("arms")}
-    known: dict[str, Any] = {"arms": {}}
+    wanted = described(experiment)
+    arms = wanted["arms"]
     if file.is_file():
         try:
             known = json.loads(file.read_text())
-            changed = [key for key in wanted if known[key] != wanted[key]]
-            changed += [f"the arm {n}" for n in arms if known["arms"].get(n, arms[n]) != arms[n]]
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            other = difference(known, wanted)
+            arms = known["arms"] | arms
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ExperimentError(
                 f"{file} is damaged ({error!r}): take another --out, or delete it if what lies "
                 "beside it is of this experiment"
             ) from None
-        if changed:
+        if other and (_runs(out) or (out / "data").exists()):
             raise ExperimentError(
-                f"{out} was begun with something else as {changed[0]}; take another --out"
+                f"{out} was begun with something else as {other}; take another --out"
             )
-    return json.dumps({**wanted, "arms": known["arms"] | arms}, indent=1) + "\n"
+    return json.dumps({**wanted, "arms": arms}, indent=1) + "\n"
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """Return what results of an experiment depend on, as JSON gives it back: every setting."""
+    config = _without_place(config_dict(load_config(experiment.config, experiment.settings)))
+    arms = {arm.name: {**asdict(arm), "title": ""} for arm in experiment.arms}
+    told = {"config": config, "data": asdict(experiment.data), "arms": arms}
+    result: dict[str, Any] = json.loads(json.dumps(told))
+    return result
+
+
+def _without_place(told: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without where on this machine pretrained weights lie."""
+    if not (path := told.get("backbone", {}).get("path")):
+        return told
+    return {**told, "backbone": {**told["backbone"], "path": Path(path).name}}
+
+
+def difference(one: Any, other: Any, where: str = "") -> str:
+    """Return the name of what differs in two described experiments, or nothing.
+
+    Each may have arms and settings that the other does not know.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = [key for key in other if key in one]
+        found = [difference(one[k], other[k], f"{where}.{k}" if where else k) for k in both]
+        return next(filter(None, found), "")
+    return "" if one == other else where
 
 
 def _generate(config: DataConfig, task: Task, split: str, data: Path) -> None:
@@ -230,205 +323,70 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
     judged = run / "results" / arm.name
     if (judged / "results.json").is_file():
         return
-    seeded = [f"{s}.seed={seed}" for s in ("backbone", "text", "coldstart", "distill")]
-    shared = [*seeded, *experiment.settings]
-    if not (run / "stage1" / "model").is_dir():
-        run_step("coldstart", *_training(experiment, shared, data), "--out", run)
-    start = run / arm.start / "model"
+    made = _made_with()  # now: the code may be another when all is done
+    config, settings = _settings(experiment, seed)
+    pretrained = config.backbone.path
+    if not (run / "stage1" / "model").is_dir() and (arm.start == "stage1" or pretrained is None):
+        run_step("coldstart", *settings, "--data", data, "--out", run)
+    stages = [run / "base", run / "stage1"]
+    base: str | Path = run / "base" / "model" if pretrained is None else pretrained
+    start = run / "stage1" / "model" if arm.start == "stage1" else base
     model, where = start, run / "arms" / arm.name
-    settings = _training(experiment, [*shared, *arm.settings], data)
     limit = ["--limit", arm.limit] if arm.limit else []
+    words = [*_settings(experiment, seed, arm)[1], "--data", data, *limit, "--out", where]
     if arm.train == "coldstart":
-        run_step("coldstart", *settings, *limit, "--base", start, "--out", where)
-        model = where / "stage1" / "model"
+        run_step("coldstart", *words, "--base", start)
+        stages, model = [stages[0], where / "stage1"], where / "stage1" / "model"
     elif arm.train == "distill":
-        teacher = ["--teacher", run / "base" / "model"]
-        run_step("distill", *settings, *limit, "--student", start, *teacher, "--out", where)
-        model = where / "stage2" / "model"
+        is_adapter = (Path(start) / "adapter_config.json").is_file()  # which knows its own teacher
+        run_step(
+            "distill", *words, "--student", start, *([] if is_adapter else ["--teacher", base])
+        )
+        stages, model = [*stages, where / "stage2"], where / "stage2" / "model"
+    elif arm.start == "base":
+        stages = stages[:1]
+    judged.mkdir(parents=True, exist_ok=True)
+    runs = [(s.name, s / "run.json") for s in stages]
+    trained = {name: _without_place(_read(file)) for name, file in runs if file.is_file()}
+    write_file(judged / _MADE_WITH, json.dumps({**made, "trained": trained}, indent=1) + "\n")
     swap = ["--swap-images"] if arm.swap else []
-    run_step("evaluate", "--model", model, "--data", data, *swap, "--out", judged)
+    judge = ["--data", data, *swap, "--out", judged]
+    if model is pretrained:  # as it was published: it says nothing of what it is to be shown
+        model = model if Path(model).is_dir() else f"hf:{model}"
+        judge += ["--picture-size", config.backbone.image_size]
+    run_step("evaluate", "--model", model, *judge)
 
 
-def _training(experiment: Experiment, settings: Sequence[str], data: Path) -> list[object]:
-    words: list[object] = ["--config", experiment.config, "--data", data]
+def _settings(
+    experiment: Experiment, seed: int, arm: Arm | None = None
+) -> tuple[Config, list[object]]:
+    """Return what a seed is trained with, and the same as words of a command."""
+    own = arm.settings if arm else ()
+    sections = ["coldstart", "distill"]
+    if load_config(experiment.config, experiment.settings).text is not None:
+        sections = ["backbone", "text", *sections]
+    settings = [*(f"{s}.seed={seed}" for s in sections), *experiment.settings, *own]
+    words: list[object] = ["--config", experiment.config]
     for setting in settings:
         words += ["--set", setting]
-    return words
+    return load_config(experiment.config, settings), words
 
 
-# --- what came out ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds [share of 1].
-
-    Attributes:
-        mean: over the seeds.
-        half: half the width of the mean's 95 % confidence interval (Student's t over the seeds);
-            None for a single seed.
-        new: the same for what one more seed would give (prediction interval).
-        values: of the seeds.
-    """
-
-    mean: float
-    half: float | None
-    new: float | None
-    values: tuple[float, ...]
-
-    def __str__(self) -> str:
-        """Return percent, as `74.5 ± 3.1`."""
-        half = "" if self.half is None else f" ± {100 * self.half:.1f}"
-        return f"{100 * self.mean:.1f}{half}"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Return the mean of values of different seeds with its intervals.
-
-    Raises:
-        ExperimentError: there are none, or more than the table of quantiles has.
-    """
-    count = len(values)
-    if not 1 <= count <= _MOST_SEEDS:
-        raise ExperimentError(f"intervals are for 1 to {_MOST_SEEDS} seeds, not {count}")
-    if count == 1:
-        return Interval(values[0], None, None, tuple(values))
-    spread = _T95[count - 2] * statistics.stdev(values)
-    return Interval(
-        statistics.fmean(values),
-        spread / math.sqrt(count),
-        spread * math.sqrt(1 + 1 / count),
-        tuple(values),
-    )
-
-
-@dataclass(frozen=True)
-class Row:
-    """Success of an arm.
-
-    Attributes:
-        name, title: of the arm.
-        macro: over families.
-        levels: by family and level.
-    """
-
-    name: str
-    title: str
-    macro: Interval
-    levels: Mapping[tuple[str, str], Interval]
-
-
-def rows(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return a row for every arm that has results, and for what was measured beside it.
-
-    The symbolic upper bound is the base's, the swapped control that of the arms that ask for it.
-    """
-    found = []
-    for arm in experiment.arms:
-        of_arm = [r for r in results if r["arm"] == arm.name]
-        found += _row(arm.name, arm.title, of_arm)
-        if arm.swap:
-            swapped = [r["image_swapped"] for r in of_arm]
-            found += _row(f"{arm.name}-swapped", f"{arm.title}, pictures swapped", swapped)
-            chance = [s["chance"] for s in swapped]
-            found += _row(f"{arm.name}-chance", "chance: plans of the swapped pictures", chance)
-    bounds = [
-        r["symbolic"] for a in experiment.arms for r in results if a.train == "none"
-        and a.start == "base" and r["arm"] == a.name
-    ]  # fmt: skip
-    return found + _row("symbolic", "upper bound: the base reads the true state", bounds)
-
-
-def _row(name: str, title: str, summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
-    if not summaries:
-        return []
-    macro = interval([s["macro"]["success"] for s in summaries])
-    levels = {
-        (family, level): interval(
-            [s["families"][family]["levels"][level]["success"] for s in summaries]
-        )
-        for family, of_family in summaries[0]["families"].items()
-        for level in of_family["levels"]
+def _made_with() -> dict[str, Any]:
+    return {
+        "versions": {"mgsd_ros": package_version()} | {name: version(name) for name in _LIBRARIES},
+        "source": _source_digest(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}",
     }
-    return [Row(name, title, macro, levels)]
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """Return rows as a Markdown table: success in percent, mean and 95 % confidence interval."""
-    if not table:
-        raise ExperimentError("no arm is done yet")
-    columns = list(table[0].levels)
-    heads = ["success %", "macro", *(f"{family} {level}" for family, level in columns)]
-    lines = [heads, ["---", *["---:"] * (len(columns) + 1)]]
-    for row in table:
-        values = [f"{100 * row.levels[c].mean:.1f}" for c in columns]
-        lines.append([row.title, str(row.macro), *values])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def draw(table: Sequence[Row], path: Path) -> None:
-    """Draw success by arm, a dot a seed and a bar for the mean's interval, as SVG.
-
-    The bytes follow from the rows alone.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "mgsd", "font.size": 9}):
-        figure = Figure(figsize=(7.5, 0.6 + 0.32 * len(table)), layout="constrained")
-        axes = figure.subplots()
-        for y, row in enumerate(table):
-            values = [100 * v for v in row.macro.values]
-            half = 100 * (row.macro.half or 0.0)
-            mean = 100 * row.macro.mean
-            colour = "#c05020" if row.name == "mgsd" else "#4a6a8a"
-            axes.barh(y, mean, height=0.62, color=colour, alpha=0.35)
-            axes.errorbar(mean, y, xerr=half, color=colour, capsize=3, linewidth=1.2)
-            axes.plot(values, [y] * len(values), "o", color=colour, markersize=3.5)
-        axes.set_yticks(range(len(table)), [row.title for row in table])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("success on held-out scenes, macro average [%]")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-        temporary.replace(path)
-
-
-def write_results(experiment: Experiment, results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write `results.json`: raw results, with the experiment and versions."""
-    report = {
-        "schema_version": 1,
-        "experiment": asdict(experiment),
-        "versions": {name: version(name) for name in _LIBRARIES},
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "results": list(results),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(out / "results.json", json.dumps(report, indent=1) + "\n")
-
-
-def redraw(out: Path) -> str:
-    """Write `table.md` and `success.svg` from the `results.json` beside them; return the table.
-
-    Raises:
-        ExperimentError: `results.json` is damaged, or of another version.
-        OSError: it is not there.
-    """
-    if not (out / "results.json").is_file():
-        raise FileNotFoundError(f"{out} holds no results.json: run the experiment first")
-    try:
-        report = json.loads((out / "results.json").read_text())
-        if report["schema_version"] != 1:
-            raise ExperimentError(
-                f"{out / 'results.json'} has the schema {report['schema_version']}, not 1"
-            )
-        experiment = build(Experiment, report["experiment"], "")
-        table = rows(experiment, report["results"])
-        text = markdown(table)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ExperimentError(f"{out / 'results.json'} is damaged: {error!r}") from None
-    write_file(out / "table.md", text)
-    draw(table, out / "success.svg")
-    return text
+def _source_digest() -> str:
+    """Return the SHA-256 (hex) of the code that makes scenes, trains and judges."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for package in (here.parent / "sim", here):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(file.relative_to(here.parent).as_posix().encode() + b"\0")
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

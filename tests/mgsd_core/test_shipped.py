@@ -14,6 +14,7 @@ from PIL import Image
 from mgsd_core.encoding import prompt_ids
 from mgsd_core.evaluation.answers import evaluate_bundle
 from mgsd_core.evaluation.summary import summarise
+from mgsd_core.experiment_results import redraw
 from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt
@@ -77,6 +78,24 @@ def test_its_card_names_the_bundle_and_the_weights():
     card = (installed_path(WEIGHTS) / "README.md").read_text()
     assert Planner.load(family="maze").bundle_digest in card
     assert "apache-2.0" in card
+
+
+def test_the_experiments_table_and_plot_are_what_its_results_draw(tmp_path):
+    where = installed_path("experiments/nano")
+    (tmp_path / "results.json").write_bytes((where / "results.json").read_bytes())
+    redraw(tmp_path)
+    assert (tmp_path / "table.md").read_text() == (where / "table.md").read_text()
+    assert (tmp_path / "success.svg").read_bytes() == (where / "success.svg").read_bytes()
+
+
+def test_the_readme_says_what_the_experiment_came_to():
+    where = installed_path("experiments/nano")
+    section = (where / "../../README.md").read_text().split("### What makes the difference")[1]
+    said = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    found = (where / "table.md").read_text().split("\n\n")[0].splitlines()
+    assert len(said) == len(found) > 8
+    for line, whole in zip(said[2:], found[2:], strict=True):
+        assert whole.startswith(line.replace("**", ""))
 
 
 def test_pictures_are_planned_without_naming_a_bundle(held_out, tmp_path):
