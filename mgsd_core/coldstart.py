@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from torch.nn.functional import cross_entropy
 from mgsd_core import prompts
 from mgsd_core.config import ColdstartConfig, ComputeConfig, TextConfig
 from mgsd_core.encoding import completion_tokens, length_buckets, make_batch, prompt_ids, text_ids
-from mgsd_core.evaluation.score import Record, score
+from mgsd_core.evaluation.answers import judge, read_states
+from mgsd_core.evaluation.score import Record
 from mgsd_core.model import Backbone
 from mgsd_core.processes import share
 from mgsd_core.prompts import Prompt
-from mgsd_core.rollout import generate
 from mgsd_core.scenes import Scenes
 from mgsd_core.training import (
     Pass,
@@ -246,24 +247,7 @@ def shown_at(sizes: Sequence[int], config: ColdstartConfig, step: int) -> Sequen
 
 def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[Record]:
     """Ask for the state of every picture and judge the answers; nothing is planned."""
-    question = prompts.question_prompt(prompts.STATE_QUESTION, backbone.style)
-    asked = prompt_ids(backbone, question)
-    records = []
-    for begin in range(0, len(scenes.states), batch):
-        states = scenes.states[begin : begin + batch]
-        longest = max(len(text_ids(backbone, prompts.state_text(s))) for s in states)
-        answers = generate(
-            backbone,
-            [asked] * len(states),
-            scenes.images[begin : begin + batch],
-            max_new_tokens=2 * longest,
-        )
-        truths = zip(scenes.names[begin:], states, scenes.plans[begin:], strict=False)
-        for (name, state, plan), answer in zip(truths, answers, strict=True):
-            text = backbone.tokenizer.decode(answer, skip_special_tokens=True)
-            parsed = prompts.parse_response(text, state.family)
-            records.append(score(name, state, plan, parsed, text))
-    return records
+    return judge(scenes, partial(read_states, backbone), batch)
 
 
 def text_sample(

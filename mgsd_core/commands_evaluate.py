@@ -64,6 +64,13 @@ def register_evaluate(commands: Any) -> None:
     add("--out", type=Path, help="directory for results.json")
     add("--split", default="test", help="split of --data to evaluate on")
     add(
+        "--planner",
+        metavar="DIR",
+        help="weights trained here that plan from the state which --model, trained here too, reads "
+        "off the picture: two models in a row, to compare with one; of text the planner reads the "
+        "true state",
+    )
+    add(
         "--input",
         choices=("image", "text", "both"),
         help="what the model reads; text is the symbolic state, the upper bound (default: both; of "
@@ -113,6 +120,8 @@ def _add_endpoint(group: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.planner is not None and args.model is None:
+        raise ValueError("--planner plans from what --model reads: give --model DIR beside it")
     if args.compare is not None:
         return _compare(args)
     if (args.data is None and args.cases is None) or args.out is None:
@@ -258,12 +267,14 @@ def _answers(model: JudgedModel, scenes: Scenes, source: str, title: str) -> lis
 
 
 def _model(args: argparse.Namespace) -> JudgedModel:
-    from mgsd_core.evaluation.models import load_model
+    from mgsd_core.evaluation.models import load_model, load_pipeline
 
     if args.endpoint is not None:
         return _endpoint(args)
     if args.endpoint_model is not None:
         raise ValueError("--endpoint-model needs --endpoint")
+    if args.planner is not None:
+        return load_pipeline(args.model, args.planner, args.batch)
     return load_model(args.model, args.batch, args.picture_size, args.max_tokens)
 
 

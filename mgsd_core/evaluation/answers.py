@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from mgsd_core import prompts
 from mgsd_core.evaluation.score import Record, score
-from mgsd_core.prompts import ParsedResponse
+from mgsd_core.prompts import ParsedResponse, Prompt
 from sim import Plan, format_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from mgsd_core.model import Backbone
     from mgsd_core.scenes import Scenes
@@ -36,9 +39,33 @@ def evaluate(
         room: returns how long an answer about a family may be [tokens]; by default twice the
             longest right one beside it, enough for a model that was trained to answer so.
     """
-    from mgsd_core.encoding import prompt_ids, text_ids
-    from mgsd_core.rollout import generate
 
+    def answer(part: Scenes) -> list[str]:
+        if source == "image":
+            asked = [prompts.student_prompt(s.family, backbone.style) for s in part.states]
+        else:
+            asked = [prompts.symbolic_prompt(s, backbone.style) for s in part.states]
+        right = [prompts.response_text(s, p) for s, p in zip(part.states, part.plans, strict=True)]
+        longest = None if room is None else max(room(s.family) for s in part.states)
+        return respond(backbone, asked, part.images if source == "image" else None, right, longest)
+
+    return judge(scenes, answer, batch, progress)
+
+
+def judge(
+    scenes: Scenes,
+    answer: Callable[[Scenes], Sequence[str]],
+    batch: int = 64,
+    progress: Callable[[int], Any] | None = None,
+) -> list[Record]:
+    """Let scenes be answered, some at a time, and judge the answers.
+
+    Args:
+        scenes: pictures and their states.
+        answer: returns the response to each of the scenes that it is given.
+        batch: scenes given at a time.
+        progress: called with the number of scenes done since the last call.
+    """
     # Responses of one length finish together: answer scenes of one family and level together.
     order = sorted(
         range(len(scenes.states)),
@@ -47,29 +74,50 @@ def evaluate(
     records: dict[int, Record] = {}
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
-        states = [scenes.states[i] for i in chosen]
-        plans = [scenes.plans[i] for i in chosen]
-        if source == "image":
-            asked = [prompts.student_prompt(s.family, backbone.style) for s in states]
-        else:
-            asked = [prompts.symbolic_prompt(s, backbone.style) for s in states]
-        longest = max(
-            len(text_ids(backbone, prompts.response_text(s, p)))
-            for s, p in zip(states, plans, strict=True)
-        )
-        responses = generate(
-            backbone,
-            [prompt_ids(backbone, p) for p in asked],
-            scenes.images[chosen] if source == "image" else None,
-            max_new_tokens=2 * longest if room is None else max(room(s.family) for s in states),
-        )
-        for i, state, plan, response in zip(chosen, states, plans, responses, strict=True):
-            text = backbone.tokenizer.decode(response, skip_special_tokens=True)
+        part = scenes.part(chosen)
+        for i, state, text in zip(chosen, part.states, answer(part), strict=True):
             parsed = prompts.parse_response(text, state.family)
-            records[i] = score(scenes.names[i], state, plan, parsed, text)
+            records[i] = score(scenes.names[i], state, scenes.plans[i], parsed, text)
         if progress is not None:
             progress(len(chosen))
     return [records[i] for i in range(len(order))]
+
+
+def read_states(backbone: Backbone, scenes: Scenes) -> list[str]:
+    """Ask for the state of every picture at once; nothing is planned."""
+    question = prompts.question_prompt(prompts.STATE_QUESTION, backbone.style)
+    right = [prompts.state_text(state) for state in scenes.states]
+    return respond(backbone, [question] * len(right), scenes.images, right)
+
+
+def respond(
+    backbone: Backbone,
+    asked: Sequence[Prompt],
+    images: NDArray[np.uint8] | None,
+    right: Sequence[str],
+    longest: int | None = None,
+) -> list[str]:
+    """Return what the model says to prompts, greedily and all at once.
+
+    Args:
+        backbone: the model.
+        asked: the prompts.
+        images: fitted pictures uint8 [N, size, size, 3], one a prompt, or None for text.
+        right: the right response to each prompt.
+        longest: longest response [tokens]; None is twice the longest of `right`.
+    """
+    from mgsd_core.encoding import prompt_ids, text_ids
+    from mgsd_core.rollout import generate
+
+    if not asked:
+        return []
+    responses = generate(
+        backbone,
+        [prompt_ids(backbone, prompt) for prompt in asked],
+        images,
+        max_new_tokens=longest or 2 * max(len(text_ids(backbone, text)) for text in right),
+    )
+    return [backbone.tokenizer.decode(r, skip_special_tokens=True) for r in responses]
 
 
 def evaluate_bundle(

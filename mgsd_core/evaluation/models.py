@@ -1,7 +1,9 @@
-"""What can be judged: weights, a bundle, a model behind an endpoint, all asked in one way."""
+"""What can be judged: weights, two in a row, a bundle, an endpoint, all asked in one way."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,47 @@ def load_model(
     if is_other_checkpoint(path):
         return load_checkpoint(path, size or DEFAULT_SIZE, batch, max_tokens)
     return _weights(path, batch, size, max_tokens)
+
+
+def load_pipeline(reader: str, planner: str, batch: int) -> JudgedModel:
+    """Load two models in a row, see `mgsd_core.evaluation.pipeline`.
+
+    Args:
+        reader: directory of weights that were trained here; reads the state off the picture.
+        planner: another, or the same; plans from what was read.
+        batch: responses generated at a time.
+
+    Raises:
+        mgsd_core.model.BackboneError: one of them is something else, or cannot be loaded.
+    """
+    from mgsd_core.evaluation.pipeline import evaluate_pipeline
+    from mgsd_core.model import METADATA, BackboneError, default_device, load_backbone
+
+    for path in (reader, planner):
+        if not (Path(path) / METADATA).is_file():
+            raise BackboneError(
+                f"{path} holds no weights that were trained here (no {METADATA}): with --planner "
+                "give directories that `mgsd coldstart` or `mgsd distill` wrote, on both sides"
+            )
+    backbones = [load_backbone(Path(path)) for path in (reader, planner)]
+    for backbone in backbones:
+        backbone.model.to(default_device())
+    reads, plans = backbones
+    digests = [
+        weights_digest(path, backbone.model)
+        for path, backbone in zip((reader, planner), backbones, strict=True)
+    ]
+
+    def answer(scenes: Scenes, source: str, progress: Progress) -> list[Record]:
+        return evaluate_pipeline(reads, plans, scenes, source, batch, progress)
+
+    def about() -> dict[str, Any]:
+        parts = zip(("reader", "planner"), (reader, planner), digests, strict=True)
+        return {part: {"model": path, "model_digest": digest} for part, path, digest in parts}
+
+    name = f"{reader} + {planner}"
+    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return JudgedModel(name, reads.image, digest, reads.style, ("image", "text"), answer, about)
 
 
 def endpoint_model(
