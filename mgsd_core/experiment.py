@@ -95,6 +95,8 @@ class Arm:
         settings: `section.key=value` of what is trained, on top of the experiment's configuration.
         limit: training scenes of each family and level that it may use; 0 takes all.
         swap: answer the held-out scenes with swapped pictures too.
+        planner: `base`: the arm's model is asked for the state alone, and the base plans from what
+            was read; else it plans itself.
     """
 
     name: str
@@ -104,15 +106,17 @@ class Arm:
     settings: tuple[str, ...] = ()
     limit: int = 0
     swap: bool = False
+    planner: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"{self.name!r} names no arm: take a-z, 0-9, - and _")
-        for key, choices in (("start", STARTS), ("train", TRAININGS)):
-            if getattr(self, key) not in choices:
+        choices = {"start": STARTS, "train": TRAININGS, "planner": ("", "base")}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
                 raise ConfigError(
-                    f"arm {self.name}: {key} must be one of {', '.join(choices)}, not "
-                    f"{getattr(self, key)!r}"
+                    f"arm {self.name}: {key} must be one of {', '.join(filter(None, allowed))}, "
+                    f"not {getattr(self, key)!r}"
                 )
         if not self.title.strip() or set(self.title) & set("|\r\n"):
             raise ConfigError(f"arm {self.name}: the title must be a line without '|'")
@@ -173,7 +177,9 @@ def load_experiment(path: Path) -> Experiment:
     if beside.is_file():
         experiment = replace(experiment, config=str(beside))
     for arm in experiment.arms:
-        _settings(experiment, 0, arm)
+        config, _ = _settings(experiment, 0, arm)
+        if arm.planner and config.backbone.path is not None:
+            raise ConfigError(f"arm {arm.name}: planner is for nano, whose base is trained here")
     return experiment
 
 
@@ -239,8 +245,9 @@ def collect(experiment: Experiment, out: Path) -> list[dict[str, Any]]:
             if file.is_file():
                 result = _read(file)
                 # Where it lay on the machine is nobody's business.
-                for place in ("model", "data"):
-                    result.pop(place, None)
+                for holder in (result, result.get("reader", {}), result.get("planner", {})):
+                    for place in ("model", "data"):
+                        holder.pop(place, None)
                 made = file.with_name(_MADE_WITH)
                 made_with = _read(made) if made.is_file() else {}
                 found.append({"seed": seed, "arm": arm.name, **made_with, **result})
@@ -350,7 +357,7 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
     trained = {name: _without_place(_read(file)) for name, file in runs if file.is_file()}
     write_file(judged / _MADE_WITH, json.dumps({**made, "trained": trained}, indent=1) + "\n")
     swap = ["--swap-images"] if arm.swap else []
-    judge = ["--data", data, *swap, "--out", judged]
+    judge = ["--data", data, *swap, "--out", judged, *(["--planner", base] if arm.planner else [])]
     if model is pretrained:  # as it was published: it says nothing of what it is to be shown
         model = model if Path(model).is_dir() else f"hf:{model}"
         judge += ["--picture-size", config.backbone.image_size]

@@ -16,6 +16,7 @@ from mgsd_core.scenes import Scenes
 
 if TYPE_CHECKING:
     from mgsd_core.evaluation.endpoint_run import EndpointRun
+    from mgsd_core.model import Backbone
 
 Progress = Callable[[int], Any]
 
@@ -92,7 +93,7 @@ def load_pipeline(reader: str, planner: str, batch: int) -> JudgedModel:
         mgsd_core.model.BackboneError: one of them is something else, or cannot be loaded.
     """
     from mgsd_core.evaluation.pipeline import evaluate_pipeline
-    from mgsd_core.model import METADATA, BackboneError, default_device, load_backbone
+    from mgsd_core.model import METADATA, BackboneError
 
     for path in (reader, planner):
         if not (Path(path) / METADATA).is_file():
@@ -100,9 +101,7 @@ def load_pipeline(reader: str, planner: str, batch: int) -> JudgedModel:
                 f"{path} holds no weights that were trained here (no {METADATA}): with --planner "
                 "give directories that `mgsd coldstart` or `mgsd distill` wrote, on both sides"
             )
-    backbones = [load_backbone(Path(path)) for path in (reader, planner)]
-    for backbone in backbones:
-        backbone.model.to(default_device())
+    backbones = [_ready(Path(path)) for path in (reader, planner)]
     reads, plans = backbones
     digests = [
         weights_digest(path, backbone.model)
@@ -145,10 +144,9 @@ def endpoint_model(
 
 def _weights(path: str | Path, batch: int, size: int | None, max_tokens: int | None) -> JudgedModel:
     from mgsd_core.evaluation.answers import evaluate
-    from mgsd_core.model import METADATA, default_device, load_backbone
+    from mgsd_core.model import METADATA
 
-    backbone = load_backbone(path, size or DEFAULT_SIZE)
-    backbone.model.to(default_device())
+    backbone = _ready(path, size or DEFAULT_SIZE)
 
     is_taught = (Path(path) / METADATA).is_file()
 
@@ -161,6 +159,20 @@ def _weights(path: str | Path, batch: int, size: int | None, max_tokens: int | N
 
     digest = weights_digest(path, backbone.model)
     return JudgedModel(str(path), backbone.image, digest, backbone.style, ("image", "text"), answer)
+
+
+def _ready(path: str | Path, size: int | None = None) -> Backbone:
+    """Return weights where they are to answer."""
+    import torch
+
+    from mgsd_core.model import default_device, load_backbone
+
+    backbone = load_backbone(path, size)
+    device = default_device()
+    if device.type == "cpu" and backbone.model.dtype == torch.float16:
+        backbone.model.float()  # a CPU multiplies halves several times as slowly
+    backbone.model.to(device)
+    return backbone
 
 
 def weights_digest(path: str | Path, model: Any) -> str:

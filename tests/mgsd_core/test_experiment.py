@@ -35,10 +35,14 @@ data:
 reference: mgsd
 arms:
   - {name: base, title: base, start: base}
+  - {name: pipeline, title: two models, start: stage1, planner: base}
   - {name: supervised, title: plans, start: base, train: coldstart, limit: 2,
      settings: [coldstart.target=plan]}
   - {name: mgsd, title: MGSD, start: stage1, train: distill, swap: true}
 """
+
+
+ARMS = ("base", "pipeline", "supervised", "mgsd")
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +75,21 @@ def test_an_experiment_judges_every_arm_on_the_same_scenes(done):
     path = done[0] / "runs"
     report = json.loads((path / "results.json").read_text())
     results = report["results"]
-    assert [(r["seed"], r["arm"]) for r in results] == [(3, "base"), (3, "supervised"), (3, "mgsd")]
+    assert [(r["seed"], r["arm"]) for r in results] == [(3, arm) for arm in ARMS]
     assert len({r["data_digest"] for r in results}) == 1
-    assert len({r["model_digest"] for r in results}) == 3
+    assert len({r["model_digest"] for r in results}) == 4
     assert all(r["count"] == 9 for r in results)
-    assert report["experiment"]["arms"][1]["limit"] == 2
+    assert report["experiment"]["arms"][2]["limit"] == 2
     assert all(set(r["versions"]) >= {"mgsd_ros", "torch", "transformers"} for r in results)
     assert all("Python" in r["machine"] and len(r["source"]) == 64 for r in results)
     assert [list(r["trained"]) for r in results] == [
         ["base"],
         ["base", "stage1"],
+        ["base", "stage1"],
         ["base", "stage1", "stage2"],
     ]
-    supervised, mgsd = results[1]["trained"], results[2]["trained"]
+    assert results[1]["planner"] == {"model_digest": results[0]["model_digest"]}
+    supervised, mgsd = results[2]["trained"], results[3]["trained"]
     assert supervised["stage1"]["config"]["target"] == "plan"
     # Every stage says which weights it began with.
     assert supervised["stage1"]["base"] == results[0]["model_digest"] == mgsd["stage2"]["teacher"]
@@ -92,15 +98,16 @@ def test_an_experiment_judges_every_arm_on_the_same_scenes(done):
     assert lines[0] == "| success % | seeds | macro | minus MGSD | frozenlake | maze |"
     titles = [
         "| base",
+        "| two models",
         "| plans",
         "| MGSD",
         "| MGSD, pictures swapped",
         "| chance: plans of the swapped pictures",
         "| upper bound: the base reads the true state",
     ]
-    assert [line.split(" | ")[0] for line in lines[2:8]] == titles
-    assert lines[9] == "| success % | frozenlake 3 | frozenlake 4 | maze 3 |"
-    assert [line.split(" | ")[0] for line in lines[11:17]] == titles
+    assert [line.split(" | ")[0] for line in lines[2:9]] == titles
+    assert lines[10] == "| success % | frozenlake 3 | frozenlake 4 | maze 3 |"
+    assert [line.split(" | ")[0] for line in lines[12:19]] == titles
     assert ET.parse(path / "success.svg").getroot().tag.endswith("svg")
 
 
@@ -170,14 +177,14 @@ def test_seeds_of_several_machines_become_one_table(made, tmp_path, capsys):
     where = tmp_path / "all"
     command = ["experiment", str(file), "--results", str(where), "--merge"]
     assert main([*command, str(others[0]), str(path / "results.json"), str(others[1])]) == 0
-    _, results = read_results(where)
-    arms = ["base", "supervised", "mgsd"]
+    results = read_results(where).results
+    arms = ARMS
     assert [(r["seed"], r["arm"]) for r in results] == [(s, a) for s in (2, 3, 11) for a in arms]
     assert "| plans | 3 | " in (where / "table.md").read_text()
     assert (where / "success.svg").is_file()
     # What stands twice counts once.
     assert main([*command, str(where), str(others[1])]) == 0
-    assert len(read_results(where)[1]) == 9
+    assert len(read_results(where).results) == 12
     capsys.readouterr()
 
 
@@ -228,7 +235,7 @@ def test_a_run_is_compared_with_what_was_published(
     printed = capsys.readouterr().out
     assert says in printed
     reproduced = json.loads(printed.splitlines()[-1])["reproduced"]
-    assert reproduced == dict.fromkeys(("base", "supervised", "mgsd"), status == 0)
+    assert reproduced == dict.fromkeys(ARMS, status == 0)
 
 
 def test_one_published_seed_says_nothing(done, made, tmp_path, capsys):
@@ -271,6 +278,7 @@ def test_intervals_need_seeds(count):
     [
         ("start: base}", "start: nowhere}", "arm base: start must be one of base, stage1"),
         ("train: distill", "train: luck", "arm mgsd: train must be one of"),
+        ("planner: base", "planner: mgsd", "arm pipeline: planner must be one of base, not"),
         ("name: supervised", "name: base", "a name of its own"),
         ("  test: 3", "  test: three", "data.test must be int"),
         ("level: 3-4", "levels: 3-4", "unknown setting data.tasks[0].levels"),
@@ -299,7 +307,7 @@ def test_unknown_arms_and_failing_steps_are_one_line(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY.replace("name: base, title", "name: none, title"))
     out = ["--out", str(tmp_path / "runs")]
     assert main(["experiment", str(tmp_path / "tiny.yaml"), "--arms", "base", *out]) == 2
-    assert "no arm 'base'; arms are: none, supervised, mgsd" in capsys.readouterr().err
+    assert "no arm 'base'; arms are: none, pipeline, supervised, mgsd" in capsys.readouterr().err
     (tmp_path / "tiny.yaml").write_text(TINY.replace("size: 64\n", "size: 3\n"))
     assert main(["experiment", str(tmp_path / "tiny.yaml"), *out]) == 2
     assert "mgsd generate ended with status 2" in capsys.readouterr().err
@@ -335,7 +343,7 @@ def test_arms_are_compared_seed_by_seed(made):
     results = []
     for seed, easy in enumerate((0.1, 0.5, 0.3)):
         for result in report.results:
-            gain = {"base": 0.0, "supervised": 0.2, "mgsd": 0.3}[result["arm"]]
+            gain = dict(zip(ARMS, (0.0, 0.1, 0.2, 0.3), strict=True))[result["arm"]]
             macro = {**result["macro"], "success": easy + gain}
             results.append({**result, "seed": seed, "macro": macro})
     results = [r for r in results if (r["arm"], r["seed"]) != ("supervised", 0)]
