@@ -357,7 +357,14 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
     trained = {name: _without_place(_read(file)) for name, file in runs if file.is_file()}
     write_file(judged / _MADE_WITH, json.dumps({**made, "trained": trained}, indent=1) + "\n")
     swap = ["--swap-images"] if arm.swap else []
-    judge = ["--data", data, *swap, "--out", judged, *(["--planner", base] if arm.planner else [])]
+    judge: list[object] = [
+        "--data",
+        data,
+        *swap,
+        "--out",
+        judged,
+        *(["--planner", base] if arm.planner else []),
+    ]
     if model is pretrained:  # as it was published: it says nothing of what it is to be shown
         model = model if Path(model).is_dir() else f"hf:{model}"
         judge += ["--picture-size", config.backbone.image_size]
