@@ -261,7 +261,8 @@ def text_sample(
 
     The state is none of `exclude`. With a detour the response begins with a way that leaves the
     shortest one, and what is learned is how to go on from there: as a teacher it must know that of
-    any response.
+    any response. Where the state is its own, the prompt is that of a student without its picture,
+    and the response begins with the state.
     """
     family, level = rng.choice(tasks)
     seed = rng.getrandbits(48)
@@ -271,13 +272,17 @@ def text_sample(
     shown = plan if rng.random() < config.reference else None
     prompt = prompts.symbolic_prompt(state, backbone.style, shown)
     scene = f"{family}-{level}-train-{seed}"
-    # No random number is drawn where there are no detours: what was trained so stays as it is.
+    begun = ""
+    # No random number is drawn for what is not asked for: what was trained so stays as it is.
+    if config.own_state and rng.random() < config.own_state:
+        prompt = replace(prompts.student_prompt(family, backbone.style), has_image=False)
+        begun = prompts.state_text(state)
     if config.detours and rng.random() < config.detours:
         gone, rest = detour(state, plan, rng)
         if rest is not None:
+            plan = gone + rest
             begun = f"{prompts.state_text(state)} {prompts.route_text(state, gone).rstrip('.')}"
-            return Sample(prompt, prompts.response_text(state, gone + rest), scene, begun)
-    return Sample(prompt, prompts.response_text(state, plan), scene)
+    return Sample(prompt, prompts.response_text(state, plan), scene, begun)
 
 
 def detour(state: State, plan: Plan, rng: random.Random, most: int = 3) -> tuple[Plan, Plan | None]:

@@ -160,15 +160,19 @@ class TextConfig(StageConfig):
         reference: share of the prompts that hold the reference plan.
         detours: share of the responses that begin with a given detour, to be gone on from: the
             teacher of stage 2 meets such ones.
+        own_state: share of the samples whose prompt does not tell the state; the response begins
+            with it, and the plan is learned: a student plans from what it has said itself.
     """
 
     reference: float = 0.5
     detours: float = 0.0
+    own_state: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _share("text.reference", self.reference)
         _share("text.detours", self.detours)
+        _share("text.own_state", self.own_state)
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ class ColdstartConfig(StageConfig):
             not forget how to plan.
         reference: share of the replayed prompts that hold the reference plan.
         detours: share of the replayed responses that begin with a given detour.
+        own_state: share of the replayed samples whose state stands in the response alone.
         by_length: ask every picture once an epoch, a long answer's question more often; otherwise
             ask every question of every picture once an epoch.
         curriculum: share of the steps over which the levels join in, the smallest first, one after
@@ -193,6 +198,7 @@ class ColdstartConfig(StageConfig):
     replay: float = 0.0
     reference: float = 0.5
     detours: float = 0.0
+    own_state: float = 0.0
     by_length: bool = True
     curriculum: float = 0.0
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -203,6 +209,7 @@ class ColdstartConfig(StageConfig):
         _share("coldstart.replay", self.replay)
         _share("coldstart.reference", self.reference)
         _share("coldstart.detours", self.detours)
+        _share("coldstart.own_state", self.own_state)
         _share("coldstart.curriculum", self.curriculum)
         if self.curriculum and not self.by_length:
             raise ConfigError("coldstart.curriculum is for coldstart.by_length=true only")

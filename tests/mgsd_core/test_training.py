@@ -42,7 +42,14 @@ from mgsd_core.estimators import ESTIMATORS
 from mgsd_core.kernels import quicken
 from mgsd_core.model import Backbone, NanoConfig, build_nano, save_backbone
 from mgsd_core.processes import start_processes
-from mgsd_core.prompts import Prompt, parse_response, response_text, symbolic_prompt
+from mgsd_core.prompts import (
+    Prompt,
+    parse_response,
+    response_text,
+    state_text,
+    student_prompt,
+    symbolic_prompt,
+)
 from mgsd_core.scenes import load_scenes
 from mgsd_core.training import (
     TrainingError,
@@ -178,6 +185,27 @@ def test_a_detour_is_given_and_the_way_on_from_it_is_learned(task):
         assert outcome.success
         left += not outcome.optimal
     assert left > 10, "hardly a response leaves the shortest way"
+
+
+@pytest.mark.parametrize("task", [("frozenlake", 4), ("maze", 3), ("minibehaviour", 5)])
+@pytest.mark.parametrize("detours", [0.0, 1.0])
+def test_an_own_state_is_given_and_the_plan_is_learned(task, detours):
+    """The prompt is a student's, and tells nothing of the state."""
+    backbone = build_nano(TINY, 64, seed=0)
+    config = TextConfig(batch=1, learning_rate=1e-3, own_state=1.0, detours=detours)
+    asked = set()
+    for seed in range(10):
+        sample = text_sample(backbone, random.Random(seed), [task], config)
+        asked.add(sample.prompt)
+        parsed = parse_response(sample.answer, task[0])
+        assert sample.begun.startswith(state_text(parsed.state))
+        (learned,) = supervised_passes(backbone, COMPUTE, [sample])
+        said = backbone.tokenizer.decode(completion_tokens(learned.batch))
+        assert state_text(parsed.state) not in said
+        assert "<answer>" in said
+        assert simulate(parsed.state, parsed.plan).success
+    assert len(asked) == 1
+    assert asked == {replace(student_prompt(task[0], backbone.style), has_image=False)}
 
 
 def test_without_detours_the_whole_response_is_learned():
