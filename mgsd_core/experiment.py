@@ -335,40 +335,51 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
     pretrained = config.backbone.path
     if not (run / "stage1" / "model").is_dir() and (arm.start == "stage1" or pretrained is None):
         run_step("coldstart", *settings, "--data", data, "--out", run)
-    stages = [run / "base", run / "stage1"]
     base: str | Path = run / "base" / "model" if pretrained is None else pretrained
-    start = run / "stage1" / "model" if arm.start == "stage1" else base
-    model, where = start, run / "arms" / arm.name
-    limit = ["--limit", arm.limit] if arm.limit else []
-    words = [*_settings(experiment, seed, arm)[1], "--data", data, *limit, "--out", where]
-    if arm.train == "coldstart":
-        run_step("coldstart", *words, "--base", start)
-        stages, model = [stages[0], where / "stage1"], where / "stage1" / "model"
-    elif arm.train == "distill":
-        is_adapter = (Path(start) / "adapter_config.json").is_file()  # which knows its own teacher
-        run_step(
-            "distill", *words, "--student", start, *([] if is_adapter else ["--teacher", base])
-        )
-        stages, model = [*stages, where / "stage2"], where / "stage2" / "model"
-    elif arm.start == "base":
-        stages = stages[:1]
+    start, stages = base, [run / "base"]
+    if arm.start == "stage1":
+        start, stages = run / "stage1" / "model", [*stages, run / "stage1"]
+    model = start
+    if arm.train != "none":
+        stage = _train_arm(experiment, arm, seed, data, run, start, base)
+        model, stages = stage / "model", [*stages, stage]
+
     judged.mkdir(parents=True, exist_ok=True)
-    runs = [(s.name, s / "run.json") for s in stages]
+    runs = [(stage.name, stage / "run.json") for stage in stages]
     trained = {name: _without_place(_read(file)) for name, file in runs if file.is_file()}
     write_file(judged / _MADE_WITH, json.dumps({**made, "trained": trained}, indent=1) + "\n")
-    swap = ["--swap-images"] if arm.swap else []
-    judge: list[object] = [
-        "--data",
-        data,
-        *swap,
-        "--out",
-        judged,
-        *(["--planner", base] if arm.planner else []),
-    ]
+    words: list[object] = ["--data", data, "--out", judged]
+    if arm.swap:
+        words.append("--swap-images")
+    if arm.planner:
+        words += ["--planner", base]
     if model is pretrained:  # as it was published: it says nothing of what it is to be shown
         model = model if Path(model).is_dir() else f"hf:{model}"
-        judge += ["--picture-size", config.backbone.image_size]
-    run_step("evaluate", "--model", model, *judge)
+        words += ["--picture-size", config.backbone.image_size]
+    run_step("evaluate", "--model", model, *words)
+
+
+def _train_arm(
+    experiment: Experiment,
+    arm: Arm,
+    seed: int,
+    data: Path,
+    run: Path,
+    start: str | Path,
+    base: str | Path,
+) -> Path:
+    """Train what is the arm's own and return the directory of that stage."""
+    out = run / "arms" / arm.name
+    words: list[object] = [*_settings(experiment, seed, arm)[1], "--data", data, "--out", out]
+    if arm.limit:
+        words += ["--limit", arm.limit]
+    if arm.train == "coldstart":
+        run_step("coldstart", *words, "--base", start)
+        return out / "stage1"
+    if not (Path(start) / "adapter_config.json").is_file():  # an adapter knows its own teacher
+        words += ["--teacher", base]
+    run_step("distill", *words, "--student", start)
+    return out / "stage2"
 
 
 def _settings(

@@ -416,13 +416,13 @@ data: {tasks: [{family: frozenlake, level: "3"}], train: 1, validation: 1, test:
        styles: plain}
 arms:
   - {name: base, title: base, start: base}
-  - {name: stage2, title: stage 2 only, start: base, train: distill}
   - {name: mgsd, title: MGSD, start: stage1, train: distill, swap: true}
+  - {name: stage2, title: stage 2 only, start: base, train: distill}
 """)
     out = ["--out", str(tmp_path / "runs"), "--seeds", "0"]
     assert main(["experiment", str(tmp_path / "own.yaml"), *out]) == 0
     report = read_results(tmp_path / "runs")
-    assert [list(r["trained"]) for r in report.results] == [[], ["stage2"], ["stage1", "stage2"]]
+    assert [list(r["trained"]) for r in report.results] == [[], ["stage1", "stage2"], ["stage2"]]
     assert str(tmp_path) not in (tmp_path / "runs" / "results.json").read_text()
     assert "--set text." not in capfd.readouterr().err
 
