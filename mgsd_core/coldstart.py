@@ -90,7 +90,7 @@ def train_text(
         fingerprint={
             **fingerprint,
             "tasks": [list(t) for t in tasks],
-            **_named_in_run(exclude, tasks),
+            **name_exclusion(exclude, tasks),
         },
     )
 
@@ -175,7 +175,7 @@ def train_coldstart(
         {
             **fingerprint,
             "data": scenes.digest,
-            **(_named_in_run(exclude, tasks) if replayed else {}),
+            **(name_exclusion(exclude, tasks) if replayed else {}),
         },
     )
 
@@ -211,7 +211,7 @@ def check_not_shown(scenes: Scenes, exclude: Exclusion) -> None:
             )
 
 
-def _named_in_run(exclude: Exclusion, tasks: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def name_exclusion(exclude: Exclusion, tasks: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Return what names excluded states in what a resumed run compares: nothing if there are none.
 
     A run that was begun without any goes on as it was.

@@ -45,15 +45,6 @@ def register(commands: Any) -> None:
     coldstart.add_argument(
         "--base", type=Path, help="weights to start from, instead of those of the configuration"
     )
-    coldstart.add_argument(
-        "--exclude",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="benchmark cases (see `mgsd cases`) whose states are not learned from; the same paths "
-        "as of `mgsd generate`. May be given several times",
-    )
     coldstart.set_defaults(run=_coldstart)
 
     distill = commands.add_parser(
@@ -99,6 +90,15 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit", type=int, help="training scenes of each family and level [count]; default: all"
+    )
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="benchmark cases (see `mgsd cases`) whose states are not learned from; the same paths "
+        "as of `mgsd generate`. May be given several times",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="directory of the run; the same command resumes it"
@@ -195,18 +195,21 @@ def _coldstart(args: argparse.Namespace) -> int:
 
 def _distill(args: argparse.Namespace) -> int:
     from mgsd_core.adapters import AdapterError, base_of, merge_adapter, train_adapter
+    from mgsd_core.coldstart import check_not_shown, check_same_exclusion
     from mgsd_core.config import load_config
     from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
     from mgsd_core.model import load_backbone
     from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
+    from sim.cases import excluded_states
 
     config = load_config(args.config, args.set)
     processes = start_processes(config.compute)
     _check_memory(config, processes, ["distill"], show=args.dry_run)
     if args.dry_run:
         return 0
+    exclude = excluded_states(args.exclude)
     base = base_of(args.student)
     if base is None and args.teacher is None:
         raise AdapterError(
@@ -228,8 +231,11 @@ def _distill(args: argparse.Namespace) -> int:
         below = load_backbone(args.teacher or base or "", *form, _dtype(config, trained=False))
         teacher = frozen_teacher(below)
     scenes = load_scenes(args.data, "train", student.image, _limit(args))
+    if exclude or config.distill.replay:
+        check_same_exclusion(args.data, scenes.tasks(), exclude)
+    check_not_shown(scenes, exclude)
     validate = _validation(
-        args.data, config.distill, config.compute, processes, student, _plans, "success", {}
+        args.data, config.distill, config.compute, processes, student, _plans, "success", exclude
     )
     final = train_distill(
         student,
@@ -244,6 +250,8 @@ def _distill(args: argparse.Namespace) -> int:
             "teacher": _identity(str(args.teacher or base)),
         },
         validate,
+        config.coldstart,
+        exclude,
     )
     if processes.is_main_process:
         print(json.dumps({"model": str(final), "processes": processes.num_processes}))

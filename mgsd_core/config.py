@@ -231,6 +231,8 @@ class DistillConfig(StageConfig):
         max_response: longest rollout [tokens].
         slack: tokens that a rollout may be longer than the longest reference response of its
             step; negative: as long as `max_response`.
+        replay: share of the samples that are text planning, so that a small model does not forget
+            it: as `coldstart` replays it, the state in the response alone.
         merge: merge the student's adapter and train all parameters against a frozen copy of the
             base, as published; otherwise an adapter stays one, and the teacher is the same
             weights with it switched off.
@@ -247,12 +249,16 @@ class DistillConfig(StageConfig):
     temperature: float = 1.0
     max_response: int = 2048
     slack: int = 16
+    replay: float = 0.0
     merge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _choice("distill.estimator", self.estimator, ESTIMATORS)
         _choice("distill.direction", self.direction, DIRECTIONS)
+        _share("distill.replay", self.replay)
+        if round(self.batch * self.replay) == self.batch:
+            raise ConfigError("distill.replay leaves no sample for pictures; make it smaller")
         _at_least("distill.topk", self.topk, 1)
         _at_least("distill.max_response", self.max_response, 1)
         if not (0.0 < self.clip_low < 1.0 and self.clip_high > 0.0 and self.dual_clip > 1.0):

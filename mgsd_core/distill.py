@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from torch.nn.functional import log_softmax
 
 from mgsd_core import prompts
 from mgsd_core.adapters import adapter_off, has_adapter
-from mgsd_core.coldstart import check_length
-from mgsd_core.config import ComputeConfig, DistillConfig
+from mgsd_core.coldstart import (
+    check_length,
+    name_exclusion,
+    supervised_passes,
+    text_sample,
+)
+from mgsd_core.config import ColdstartConfig, ComputeConfig, DistillConfig, config_dict
 from mgsd_core.encoding import (
     TAKES_SEEN,
     Seen,
@@ -49,9 +55,12 @@ from mgsd_core.training import (
 )
 from mgsd_core.vocabulary import LossOfLogits
 from sim import Failure, simulate
+from sim.dataset import Exclusion
 
 # What takes a token out of a distribution: finite, so that 0 · log 0 is 0.
 _NEVER = -1e9
+
+_NOTHING: Exclusion = {}
 
 # Most bytes of activations that are kept so that pictures are looked at once a step.
 _SEEN_BYTES = 128 * 2**20
@@ -92,6 +101,8 @@ def train_distill(
     out: Path,
     fingerprint: dict[str, Any],
     validate: ValidateFunction | None = None,
+    text: ColdstartConfig | None = None,
+    exclude: Exclusion = _NOTHING,
 ) -> Path:
     """Pull the student, who sees, to the teacher, who reads the state, on the student's own words.
 
@@ -105,6 +116,8 @@ def train_distill(
         out: directory of the stage.
         fingerprint: what else the result depends on.
         validate: see `mgsd_core.training.train`.
+        text: of stage 1, how it replays text planning; needed with `config.replay`.
+        exclude: states that no replayed text is about.
 
     Raises:
         ValueError: student and teacher do not share one tokenizer.
@@ -116,12 +129,21 @@ def train_distill(
     quicken(teacher.backbone.model)
     texts = _Texts(student, teacher.backbone, config, compute, scenes)
     config = with_steps(config, len(scenes.states))
+    replayed = round(config.batch * config.replay)
+    if replayed:
+        if text is None:
+            raise ValueError("distill.replay needs to be told how stage 1 replays text")
+        # A student answers from what it has said itself.
+        text = replace(text, own_state=1.0)
+        told_apart = {"text": config_dict(text), **name_exclusion(exclude, scenes.tasks())}
+        fingerprint = {**fingerprint, **told_apart}
     once = sees_once(student, config, compute, processes.num_processes) and not (
         wants_shards(processes) or wants_deepspeed(processes)
     )
 
     def work_of_step(step: int) -> Work:
-        everyone = epoch_indices(len(scenes.states), config.batch, config.seed, step)
+        asked_of = config.batch - replayed
+        everyone = epoch_indices(len(scenes.states), asked_of, config.seed, step)
         limit = config.max_response
         if config.slack >= 0:
             limit = min(limit, max(texts.reference_length(i) for i in everyone) + config.slack)
@@ -170,7 +192,23 @@ def train_distill(
             passes.append(
                 Pass(batch, loss_of, len(tokens), [scenes.names[chosen[r]] for r in rows])
             )
-        return Work(passes, logged=_outcomes(student, scenes, chosen, responses), shared=shared)
+        outcomes = _outcomes(student, scenes, chosen, responses)
+        if not replayed or text is None:
+            return Work(passes, logged=outcomes, shared=shared)
+        rng = random.Random(f"distill/{config.seed}/{step}")
+        tasks = scenes.tasks()
+        samples = [text_sample(student, rng, tasks, text, exclude) for _ in range(replayed)]
+        text_passes = supervised_passes(student, compute, share(processes, samples))
+        return Work(
+            [replace(p, group="distill_loss") for p in passes]
+            + [replace(p, group="text_loss") for p in text_passes],
+            {
+                "distill_loss": 1.0 - replayed / config.batch,
+                "text_loss": replayed / config.batch,
+            },
+            outcomes,
+            shared,
+        )
 
     return train(
         student,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mgsd_core.coldstart
+import mgsd_core.distill
 from mgsd_core.cli import main
 from mgsd_core.coldstart import text_sample
 from mgsd_core.config import TextConfig
@@ -65,6 +66,7 @@ def planned(monkeypatch):
         return passes(backbone, compute, samples, images)
 
     monkeypatch.setattr(mgsd_core.coldstart, "supervised_passes", seen)
+    monkeypatch.setattr(mgsd_core.distill, "supervised_passes", seen)
     return states
 
 
@@ -117,6 +119,41 @@ def test_a_data_set_made_without_states_wants_the_same_left_out(tmp_path, planne
     settings = ("text.steps=1", "coldstart.replay=0", "coldstart.steps=1")
     base = ["--base", tmp_path / "run" / "base" / "model"]
     assert coldstart(data, tmp_path / "pictures", *base, settings=settings) == 0
+
+
+def test_text_replayed_in_stage_2_has_no_excluded_state(tmp_path, planned, capsys):
+    write_dataset(tmp_path / "all", LAKES, "train", 0, 6, 64, "flat")
+    assert coldstart(tmp_path / "all", tmp_path / "run") == 0
+    words = ["distill", "--student", tmp_path / "run" / "stage1" / "model"]
+    words += ["--teacher", tmp_path / "run" / "base" / "model"]
+    for setting in ("steps=3", "batch=32", "replay=0.75", "max_response=8", "validate_every=0"):
+        words += ["--set", f"distill.{setting}"]
+    words = [str(word) for word in words]
+
+    def distill(data: str, out: str, *more: object) -> int:
+        places = ["--data", tmp_path / data, "--out", tmp_path / out]
+        return main([*words, *map(str, (*places, *more))])
+
+    planned.clear()
+    assert distill("all", "one") == 0
+    assert len(planned) == 3 * 24
+    shown = {episode.state for episode in iter_episodes(tmp_path / "all", "train")}
+    known = list(dict.fromkeys(state for state in planned if state not in shown))
+    benchmark = cases(tmp_path / "benchmark", known[::2])
+    left_out = excluded_states([benchmark])[LAKES[0]]
+    planned.clear()
+    assert distill("all", "two", "--exclude", benchmark) == 0
+    assert not {state_digest(state) for state in planned} & left_out
+    assert set(planned) & set(known[1::2])
+    assert set(json.loads((tmp_path / "two" / "stage2" / "run.json").read_text())["exclude"])
+
+    # Pictures that leave something out want the same of the text.
+    some = excluded_states([benchmark])
+    write_dataset(tmp_path / "part", LAKES, "train", 0, 6, 64, "flat", exclude=some)
+    capsys.readouterr()
+    assert distill("part", "three") == 2
+    assert "was made with --exclude: frozenlake 3" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

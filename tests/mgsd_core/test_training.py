@@ -25,6 +25,7 @@ from mgsd_core.coldstart import Sample, shown_at, supervised_passes, text_sample
 from mgsd_core.config import (
     ColdstartConfig,
     ComputeConfig,
+    ConfigError,
     LoraConfig,
     StageConfig,
     TextConfig,
@@ -477,6 +478,43 @@ def test_checkpointing_activations_and_small_passes_change_nothing(
     for other in ends[1:]:
         for one, another in zip(ends[0], other, strict=True):
             assert another == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+def test_replayed_text_is_a_share_of_the_step(trained_backbone, data, processes, tmp_path):
+    """It changes neither which pictures are shown nor what their responses are drawn with."""
+    told = []
+    for name, replay in (("without", 0.0), ("with", 0.25)):
+        student = frozen_copy(trained_backbone)
+        batch = {"without": 6, "with": 8}[name]
+        config = load_config(
+            "nano", ["distill.steps=1", f"distill.batch={batch}", f"distill.replay={replay}"]
+        )
+        train_distill(
+            student,
+            frozen_teacher(frozen_copy(trained_backbone)),
+            config.distill,
+            config.compute,
+            processes,
+            load_scenes(data, "train", student.image),
+            tmp_path / name,
+            {},
+            text=config.coldstart,
+        )
+        told += _lines(tmp_path / name)
+    without, replayed = told
+    assert replayed["kl"] == pytest.approx(without["kl"], rel=1e-5)
+    assert replayed["length"] == pytest.approx(without["length"])
+    assert replayed["distill_loss"] == pytest.approx(without["loss"], rel=1e-5)
+    mixed_loss = 0.75 * replayed["distill_loss"] + 0.25 * replayed["text_loss"]
+    assert replayed["loss"] == pytest.approx(mixed_loss)
+    run = json.loads((tmp_path / "with" / "run.json").read_text())
+    assert run["text"]["own_state"] == 1.0
+    assert "text" not in json.loads((tmp_path / "without" / "run.json").read_text())
+
+
+def test_replay_leaves_room_for_pictures():
+    with pytest.raises(ConfigError, match="leaves no sample for pictures"):
+        load_config("nano", ["distill.batch=2", "distill.replay=0.9"])
 
 
 def _lines(run: Path) -> list[dict[str, float]]:
