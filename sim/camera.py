@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_Real = TypeVar("_Real", bound=np.floating)
 
 #: What a camera may be. An orthographic one sees along parallel rays; its focal lengths are then
 #: pixels per metre.
@@ -97,11 +99,12 @@ class Camera:
 
     def projection_matrix(self) -> NDArray[np.float64]:
         """Return float64 [3, 4]: homogeneous world points (x, y, z, 1) [m] to w (u, v, 1) [px]."""
-        to_camera = np.linalg.inv(self.matrix())
+        pose = self.matrix()
+        to_camera = np.hstack([pose[:3, :3].T, -product(pose[:3, :3].T, pose[:3, 3:])])
         intrinsics = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
         if self.projection == "orthographic":
             to_camera[2] = (0, 0, 0, 1)
-        return intrinsics @ to_camera[:3]
+        return product(intrinsics, to_camera)
 
     def project(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return the pixels (u, v) float64 [N, 2] of world points [N, 3] in metres.
@@ -109,7 +112,7 @@ class Camera:
         Points at or behind the camera's plane have no pixel: NaN.
         """
         pose = self.matrix()
-        seen = (np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3]) @ pose[:3, :3]
+        seen = product(np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3], pose[:3, :3])
         z = np.where(seen[:, 2] > 0, seen[:, 2], np.nan)
         if self.projection == "orthographic":
             z = z / z
@@ -120,7 +123,8 @@ class Camera:
     def depth_of(self, points: ArrayLike) -> NDArray[np.float64]:
         """Return each world point's distance along the optical axis [m], float64 [N]."""
         pose = self.matrix()
-        return (np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3]) @ pose[:3, 2]
+        away = np.atleast_2d(np.asarray(points, np.float64)) - pose[:3, 3]
+        return product(away, pose[:3, 2:3])[:, 0]
 
     def rays(self, pixels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where the rays through pixels [N, 2] start and their directions of depth 1 m.
@@ -177,7 +181,7 @@ def looking_pose(
     """Return the pose of a camera at `eye` that looks at `target`; see `Camera.looking_at`."""
     forward = np.subtract(target, eye).astype(np.float64)
     right = np.cross(forward, np.asarray(up, np.float64))
-    lengths = np.linalg.norm(forward), np.linalg.norm(right)
+    lengths = math.hypot(*forward), math.hypot(*right)
     if not min(lengths) > 1e-9:
         raise CameraError("eye, target and up of a camera must not lie on one line")
     forward /= lengths[0]
@@ -203,6 +207,17 @@ class Frame:
     rgb: NDArray[np.uint8]
     depth: NDArray[np.float32] | None = None
     semantic: NDArray[np.uint16] | None = None
+
+
+def product(a: NDArray[_Real], b: NDArray[_Real]) -> NDArray[_Real]:
+    """Return a · b for [M, K] and a small [K, N], the same bits on every processor.
+
+    What `a @ b` gives depends on it: BLAS adds up in an order of its own on each kind.
+    """
+    total = a[:, :1] * b[:1]
+    for k in range(1, a.shape[1]):
+        total = total + a[:, k : k + 1] * b[k : k + 1]
+    return total
 
 
 def _number(name: str, value: object) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.camera import Camera
+from sim.camera import Camera, product
 from sim.states import MAX_SIZE, Cell
 
 #: Side of a cell [m] unless another is asked for.
@@ -118,7 +118,7 @@ def make_grid(
     x, y, floor = (*cell_centre((0, 0), size, cell_size), 0.0) if origin is None else origin
     to_world = np.array([[cell_size, 0, x], [0, -cell_size, y], [0, 0, 1]], np.float64)
     lifted = np.vstack([to_world[:2], (0, 0, floor), (0, 0, 1)])
-    to_pixel = camera.projection_matrix() @ lifted
+    to_pixel = product(camera.projection_matrix(), lifted)
     return Grid(size, cell_size, _rows(to_world), _rows(to_pixel / to_pixel[2, 2]), floor)
 
 

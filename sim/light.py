@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.camera import product
 from sim.models import PIT_DEPTH, Parts
 from sim.scene import SceneObject
 from sim.style import Style
@@ -40,7 +41,7 @@ def lit(
     up keep their colour at intensity 1.
     """
     sun = np.array(style.light, np.float32)
-    facing = np.maximum(0.0, normals @ sun) / sun[2]
+    facing = np.maximum(0.0, product(normals, sun[:, None])[:, 0]) / sun[2]
     heights = _heights(objects, size, cell_size)
     cells = points / np.float32(cell_size)
     direct = np.minimum(facing, 1.2) * _open_to(sun, cells, heights, size)

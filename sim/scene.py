@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim import models
-from sim.camera import Camera, looking_pose
+from sim.camera import Camera, looking_pose, product
 from sim.family import FamilyError, find_family
 from sim.grid import CELL_SIZE, Grid, cell_centre, make_grid
 from sim.models import MODELS, PIT_DEPTH, RIM, Parts, Point
@@ -160,7 +160,7 @@ def make_camera(
     matrix = np.array(pose)
     reach = side / 2 * (1 + 2 * MARGIN)
     corners = np.array([(x, y, 0.0) for x in (-reach, reach) for y in (-reach, reach)])
-    seen = (corners - matrix[:3, 3]) @ matrix[:3, :3]
+    seen = product(corners - matrix[:3, 3], matrix[:3, :3])
     spread = np.abs(seen[:, :2] / seen[:, 2:]).max(axis=0)  # of the picture at focal length 1
     focal = float(min(width / 2 / spread[0], height / 2 / spread[1])) * view.zoom
     return Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2, pose)
@@ -374,8 +374,8 @@ def _cable(build: SceneBuilder, camera: Camera, rng: random.Random) -> None:
         height = rng.uniform(*_CABLE_HEIGHTS)
         along = np.array([math.cos(yaw), math.sin(yaw), 0]) * build.size
         one, other = camera.project(np.add((x, y, height), ((-along), along)) * cell_size)
-        ahead = (other - one) / np.linalg.norm(other - one)
-        away = np.abs((pixels - one) @ (-ahead[1], ahead[0]))
+        u, v = (other - one) / math.hypot(*(other - one))
+        away = np.abs(product(pixels - one, np.array([[-v], [u]])))
         if away.min() > clear:
             parts = models.cable(build.size * 2.0, height, build.style.colours)
             build.thing("cable", "clutter", (x, y), parts, yaw=yaw)

@@ -610,11 +610,11 @@ def test_measured_latencies_decide_without_a_given_one(
 ) -> None:
     bag = tmp_path / "bag"
     episodes = islice(cycle(lake_episodes), 100)
-    list(write_episodes(bag, episodes, 1000.0, "mcap", False))
+    list(write_episodes(bag, episodes, 20_000.0, "mcap", False))
     summary = evaluate_bag(answerer, bag, IMAGE_TOPIC, tmp_path / "out", mode=LATENCY_AWARE)
     replaced = summary["dropped"]["replaced"]
     taken = [line["index"] for line in lines_of(tmp_path / "out")]
-    # A plan takes longer than the millisecond to the next frame.
+    # A plan takes longer, on any machine, than the 50 microseconds to the next frame.
     assert len(replaced) > 30 and taken[0] == 0 and taken[-1] == 99
     assert sorted([*replaced, *taken]) == list(range(100))
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
