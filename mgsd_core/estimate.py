@@ -28,7 +28,8 @@ from mgsd_core.config import ComputeConfig, Config, DistillConfig, LoraConfig, S
 from mgsd_core.distill import Teacher, distill_loss, frozen_teacher, sees_once
 from mgsd_core.encoding import length_buckets, prompt_ids, text_ids
 from mgsd_core.kernels import WANTED, quicken
-from mgsd_core.model import Backbone
+from mgsd_core.model import Backbone, default_device
+from mgsd_core.products import compiled_bytes
 from mgsd_core.training import activation_checkpointing, mixed
 from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
 from sim import LEVELS, sample_split, solve
@@ -57,8 +58,9 @@ class StageEstimate:
         pass_shape: sequences and their length [tokens] in the largest pass.
         parts: bytes of `weights`, `teacher` (a frozen copy), `gradients`, `optimizer`,
             `activations` (kept for the backward pass), `logits` (of one chunk, with what the loss
-            and the head's gradient take), `cache` (keys and values of rollouts) and `inputs`
-            (pictures and the teacher's hidden states of a step). Not all are there at once.
+            and the head's gradient take), `cache` (keys and values of rollouts), `inputs`
+            (pictures and the teacher's hidden states of a step) and `kernels` (compiled for a
+            CPU). Not all are there at once.
         peak: most bytes at any time.
     """
 
@@ -341,7 +343,10 @@ def _stage(
         working -= 4 * trained - parts["gradients"]
         reading += total * 4  # gathered meanwhile
     parts["inputs"] = _inputs(outline, stage, texts, batch, frozen if teacher else 0)
-    fixed = parts["weights"] + parts["teacher"] + parts["optimizer"]
+    parts["kernels"] = 0
+    if compute.precision == "fp32" and default_device().type == "cpu":
+        parts["kernels"] = compiled_bytes(outline.model)
+    fixed = parts["weights"] + parts["teacher"] + parts["optimizer"] + parts["kernels"]
     copies = 2 if processes > 1 and not sharded else 1  # one is summed over the processes
     mean = sum(sum(map(sum, t.lengths)) / len(t.lengths) for t in texts) / len(texts)
     return StageEstimate(

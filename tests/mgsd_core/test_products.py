@@ -39,7 +39,7 @@ def test_values_and_gradients_are_those_of_torch(leading, inner, outer, has_bias
 
 
 def test_arguments_need_not_lie_in_order():
-    x, weight = values(0, 24, 30, 20).transpose(0, 1), values(1, 24, 13)[:20].T
+    x, weight = values(0, 24, 30, 20).transpose(0, 1), values(1, 24, 17)[:20].T
     assert not x.is_contiguous() and not weight.is_contiguous()
     for mine, theirs in zip(
         with_gradients(linear, x, weight, None),
@@ -51,7 +51,7 @@ def test_arguments_need_not_lie_in_order():
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_needs_no_gradient_gets_none(frozen):
-    leaves = [values(0, 300, 6), values(1, 3, 6), values(2, 3)]
+    leaves = [values(0, 300, 20), values(1, 30, 20), values(2, 30)]
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i != frozen)
     linear(*leaves).sum().backward()
@@ -59,19 +59,19 @@ def test_what_needs_no_gradient_gets_none(frozen):
 
 
 def test_other_numbers_are_left_to_torch():
-    x, weight = values(0, 300, 4), values(1, 5, 4)
+    x, weight = values(0, 300, 20), values(1, 30, 20)
     for dtype in (torch.float64, torch.bfloat16):
         y = linear(x.to(dtype), weight.to(dtype))
         assert y.dtype == dtype
         assert torch.equal(y, functional.linear(x.to(dtype), weight.to(dtype)))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
-    assert linear(x[:0], weight).shape == (0, 5)
-    assert linear(x[:, :0], weight[:, :0]).tolist() == [[0.0] * 5] * 300
+    assert linear(x[:0], weight).shape == (0, 30)
+    assert linear(x[:, :0], weight[:, :0]).tolist() == [[0.0] * 30] * 300
 
 
 def test_without_onednn_torch_does_it(monkeypatch):
-    x, weight = values(0, 300, 4), values(1, 5, 4)
+    x, weight = values(0, 300, 20), values(1, 30, 20)
     monkeypatch.setattr(products, "_is_exact", lambda: False)
     assert torch.equal(linear(x, weight), functional.linear(x, weight))
 
@@ -79,7 +79,7 @@ def test_without_onednn_torch_does_it(monkeypatch):
 def test_the_setting_stays_as_it_was_also_after_an_error():
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
-    linear(values(0, 300, 4), values(1, 5, 4))
+    linear(values(0, 300, 20), values(1, 30, 20))
     with pytest.raises(RuntimeError):
-        linear(values(0, 300, 4), values(1, 5, 6))
+        linear(values(0, 300, 20), values(1, 30, 21))
     assert setting.fp32_precision == before
