@@ -154,14 +154,7 @@ def train_coldstart(
         if not replayed:
             return Work(passes)
         text_passes = supervised_passes(backbone, compute, share(processes, texts))
-        return Work(
-            [replace(p, group="question_loss") for p in passes]
-            + [replace(p, group="text_loss") for p in text_passes],
-            {
-                "question_loss": 1.0 - replayed / config.batch,
-                "text_loss": replayed / config.batch,
-            },
-        )
+        return with_text(Work(passes), "question_loss", text_passes, replayed / config.batch)
 
     return train(
         backbone,
@@ -177,6 +170,16 @@ def train_coldstart(
             "data": scenes.digest,
             **(name_exclusion(exclude, tasks) if replayed else {}),
         },
+    )
+
+
+def with_text(work: Work, name: str, text: Sequence[Pass], share: float) -> Work:
+    """Return work, its loss called `name`, beside text planning that has a share of the step."""
+    return replace(
+        work,
+        passes=[replace(p, group=name) for p in work.passes]
+        + [replace(p, group="text_loss") for p in text],
+        shares={name: 1.0 - share, "text_loss": share},
     )
 
 

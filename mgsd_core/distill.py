@@ -23,6 +23,7 @@ from mgsd_core.coldstart import (
     name_exclusion,
     supervised_passes,
     text_sample,
+    with_text,
 )
 from mgsd_core.config import ColdstartConfig, ComputeConfig, DistillConfig, config_dict
 from mgsd_core.encoding import (
@@ -193,22 +194,14 @@ def train_distill(
                 Pass(batch, loss_of, len(tokens), [scenes.names[chosen[r]] for r in rows])
             )
         outcomes = _outcomes(student, scenes, chosen, responses)
+        work = Work(passes, logged=outcomes, shared=shared)
         if not replayed or text is None:
-            return Work(passes, logged=outcomes, shared=shared)
+            return work
         rng = random.Random(f"distill/{config.seed}/{step}")
         tasks = scenes.tasks()
         samples = [text_sample(student, rng, tasks, text, exclude) for _ in range(replayed)]
         text_passes = supervised_passes(student, compute, share(processes, samples))
-        return Work(
-            [replace(p, group="distill_loss") for p in passes]
-            + [replace(p, group="text_loss") for p in text_passes],
-            {
-                "distill_loss": 1.0 - replayed / config.batch,
-                "text_loss": replayed / config.batch,
-            },
-            outcomes,
-            shared,
-        )
+        return with_text(work, "distill_loss", text_passes, replayed / config.batch)
 
     return train(
         student,

@@ -256,7 +256,10 @@ def read_results(path: Path) -> Report:
     if not file.is_file():
         raise FileNotFoundError(f"{path} holds no results.json: run the experiment first")
     try:
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_bytes())
+    except ValueError:
+        raise ExperimentError(f"{file} is damaged: it is not JSON") from None
+    try:
         if (version := report["schema_version"]) != SCHEMA_VERSION:
             raise ExperimentError(f"{file} has the schema {version}, not {SCHEMA_VERSION}")
         experiment = build(Experiment, report["experiment"], "")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from mgsd_core import products
-from mgsd_core.products import linear
+from mgsd_core.kernels import quicken
+from mgsd_core.products import compiled_bytes, linear
 
 
 def with_gradients(function, x, weight, bias):
@@ -68,6 +69,42 @@ def test_other_numbers_are_left_to_torch():
         assert linear(x, weight).dtype == torch.bfloat16
     assert linear(x[:0], weight).shape == (0, 30)
     assert linear(x[:, :0], weight[:, :0]).tolist() == [[0.0] * 30] * 300
+
+
+def made_by(y):
+    return type(y.grad_fn).__name__
+
+
+needs_onednn = pytest.mark.skipif(
+    not products._is_exact(), reason="oneDNN is not there, or rounds to bfloat16 on this processor"
+)
+
+
+@needs_onednn
+def test_onednn_multiplies_what_is_large_enough():
+    x, weight = values(0, 300, 20).requires_grad_(), values(1, 30, 20)
+    assert made_by(linear(x, weight)) == "_LinearBackward"
+    for left_alone in (linear(x[:255], weight), linear(x, weight[:8])):
+        assert made_by(left_alone) != "_LinearBackward"
+
+
+@needs_onednn
+def test_a_quickened_models_layers_do_it_so(make_restless):
+    model = make_restless(seed=0).model
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    x = values(0, 300, layer.in_features)
+    plain = layer(x)
+    assert made_by(plain) != "_LinearBackward"
+    quicken(model)
+    assert made_by(layer(x)) == "_LinearBackward"
+    torch.testing.assert_close(layer(x), plain, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+def test_compiled_products_are_counted_once_a_shape():
+    same = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Linear(32, 64))
+    more = torch.nn.Sequential(*same, torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+    assert compiled_bytes(more) == 2 * compiled_bytes(same) > 0
 
 
 def test_without_onednn_torch_does_it(monkeypatch):
