@@ -111,6 +111,36 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _coldstart(args: argparse.Namespace) -> int:
+    return _in_processes(args, ["text", "coldstart"], _train_coldstart)
+
+
+def _distill(args: argparse.Namespace) -> int:
+    return _in_processes(args, ["distill"], _train_distill)
+
+
+def _in_processes(
+    args: argparse.Namespace,
+    stages: Sequence[str],
+    train: Callable[[argparse.Namespace, Config, Accelerator], dict[str, str]],
+) -> int:
+    """Join the processes of the run, train in all of them, and print the result in one."""
+    from mgsd_core.config import load_config
+    from mgsd_core.processes import end_processes, start_processes
+
+    config = load_config(args.config, args.set)
+    processes = start_processes(config.compute)
+    _check_memory(config, processes, stages, show=args.dry_run)
+    if not args.dry_run:
+        result = train(args, config, processes)
+        if processes.is_main_process:
+            print(json.dumps(result | {"processes": processes.num_processes}))
+    end_processes(processes)
+    return 0
+
+
+def _train_coldstart(
+    args: argparse.Namespace, config: Config, processes: Accelerator
+) -> dict[str, str]:
     from mgsd_core.adapters import add_adapter
     from mgsd_core.coldstart import (
         check_not_shown,
@@ -119,17 +149,11 @@ def _coldstart(args: argparse.Namespace) -> int:
         train_coldstart,
         train_text,
     )
-    from mgsd_core.config import config_dict, load_config
+    from mgsd_core.config import config_dict
     from mgsd_core.model import build_nano, load_backbone
-    from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
     from sim.cases import excluded_states
 
-    config = load_config(args.config, args.set)
-    processes = start_processes(config.compute)
-    _check_memory(config, processes, ["text", "coldstart"], show=args.dry_run)
-    if args.dry_run:
-        return 0
     exclude = excluded_states(args.exclude)
     settings = config.backbone
     lora = config.coldstart.lora
@@ -187,28 +211,20 @@ def _coldstart(args: argparse.Namespace) -> int:
         validate,
         exclude,
     )
-    if processes.is_main_process:
-        result = {"base": backbone.model.name_or_path, "model": str(final)}
-        print(json.dumps(result | {"processes": processes.num_processes}))
-    return 0
+    return {"base": backbone.model.name_or_path, "model": str(final)}
 
 
-def _distill(args: argparse.Namespace) -> int:
+def _train_distill(
+    args: argparse.Namespace, config: Config, processes: Accelerator
+) -> dict[str, str]:
     from mgsd_core.adapters import AdapterError, base_of, merge_adapter, train_adapter
     from mgsd_core.coldstart import check_not_shown, check_same_exclusion
-    from mgsd_core.config import load_config
     from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
     from mgsd_core.model import load_backbone
-    from mgsd_core.processes import start_processes
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import directory_digest
     from sim.cases import excluded_states
 
-    config = load_config(args.config, args.set)
-    processes = start_processes(config.compute)
-    _check_memory(config, processes, ["distill"], show=args.dry_run)
-    if args.dry_run:
-        return 0
     exclude = excluded_states(args.exclude)
     base = base_of(args.student)
     if base is None and args.teacher is None:
@@ -253,9 +269,7 @@ def _distill(args: argparse.Namespace) -> int:
         config.coldstart,
         exclude,
     )
-    if processes.is_main_process:
-        print(json.dumps({"model": str(final), "processes": processes.num_processes}))
-    return 0
+    return {"model": str(final)}
 
 
 def _limit(args: argparse.Namespace) -> int | None:

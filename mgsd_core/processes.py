@@ -36,6 +36,16 @@ def start_processes(compute: ComputeConfig) -> Accelerator:
         )
 
 
+def end_processes(processes: Accelerator) -> None:
+    """Leave the processes that were launched together, once all of them have done their work.
+
+    Python must not end before: a thread of Gloo's may still hold tensors of the last exchange, and
+    aborts the process when it gives them back to an interpreter that is gone. Not where one has
+    failed: the others may wait for it in an exchange, and leaving would wait for them.
+    """
+    processes.end_training()
+
+
 def share(processes: Accelerator, items: Sequence[T]) -> list[T]:
     """Return this process's part of what all work on together."""
     return list(items[processes.process_index :: processes.num_processes])

@@ -119,6 +119,25 @@ def test_each_of_two_processes_holds_half(tmp_path, monkeypatch):
     assert all(0.4 < share < 0.6 for share in shares)
 
 
+_ENDED = """
+import sys
+import torch
+from mgsd_core.cli import main
+
+assert main(sys.argv[1:]) == 0
+assert not torch.distributed.is_initialized()
+"""
+
+
+def test_processes_leave_each_other_before_they_end(tmp_path):
+    """Else Gloo's threads may outlive Python, and abort the process: a rare failure at the end."""
+    script = tmp_path / "ended.py"
+    script.write_text(_ENDED)
+    run = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run")
+    done = _launch(2, str(script), *run)
+    assert done.returncode == 0, done.stderr
+
+
 def _agree(one: Path, other: Path) -> None:
     first, second = _lines(one), _lines(other)
     for stage, lines in first.items():
