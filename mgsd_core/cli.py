@@ -12,9 +12,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
+from typing import NoReturn
 
 ENTRY_POINT_GROUP = "mgsd.commands"
 
@@ -54,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def program() -> NoReturn:
+    """Run `mgsd` as a program: one command, and the end of this process."""
+    status = main()
+    if "RANK" in os.environ:
+        if status and os.environ["RANK"] != "0":
+            time.sleep(3.0)  # torchrun ends all with the first: the one that speaks comes first
+        # Gloo's threads live to the end of the process, and one that gives back the tensors of the
+        # last exchange to an interpreter that is ending aborts it; torch has no way to stop them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
+
+
 @contextmanager
 def _cleaned_up_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as an exception does: temporary files and children go, too.
@@ -89,4 +105,4 @@ def _say(command: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

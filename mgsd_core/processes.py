@@ -39,9 +39,8 @@ def start_processes(compute: ComputeConfig) -> Accelerator:
 def end_processes(processes: Accelerator) -> None:
     """Leave the processes that were launched together, once all of them have done their work.
 
-    Python must not end before: a thread of Gloo's may still hold tensors of the last exchange, and
-    aborts the process when it gives them back to an interpreter that is gone. Not where one has
-    failed: the others may wait for it in an exchange, and leaving would wait for them.
+    torch asks for it: else one may end while another waits for it on a GPU. Not where one failed:
+    leaving would wait for those that wait for it in an exchange.
     """
     processes.end_training()
 

@@ -130,12 +130,33 @@ assert not torch.distributed.is_initialized()
 
 
 def test_processes_leave_each_other_before_they_end(tmp_path):
-    """Else Gloo's threads may outlive Python, and abort the process: a rare failure at the end."""
     script = tmp_path / "ended.py"
     script.write_text(_ENDED)
     run = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run")
     done = _launch(2, str(script), *run)
     assert done.returncode == 0, done.stderr
+
+
+_FRAGILE = """
+import atexit, os
+from mgsd_core.cli import program
+
+atexit.register(os.abort)
+program()
+"""
+
+
+def test_a_process_ends_before_what_aborts_an_ending_interpreter(tmp_path):
+    """Gloo's threads do, in one run of five on a loaded machine; here it is certain."""
+    script = tmp_path / "fragile.py"
+    script.write_text(_FRAGILE)
+    run = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run")
+    done = _launch(2, str(script), *run)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    missing = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    done = _launch(2, str(script), *missing)
+    assert "exitcode: 2" in done.stderr
 
 
 def _agree(one: Path, other: Path) -> None:
