@@ -98,6 +98,35 @@ def test_the_readme_says_what_the_experiment_came_to():
         assert whole.startswith(line.replace("**", ""))
 
 
+@pytest.mark.parametrize("page", ["README.md", "models/nano-weights/README.md"])
+def test_what_is_said_of_it_is_what_was_measured(page):
+    found = installed_path("experiments/nano/held_out")
+    table = (found / "table.md").read_text()
+    assert table in installed_path(page).read_text()
+    lines = {
+        line.split(" | ")[0].strip("|* "): line.split(" | ")[1:] for line in table.splitlines()
+    }
+    raw = {f.parent.name: json.loads(f.read_text()) for f in found.glob("*/results.json")}
+    for title, summary in {
+        "base": raw["base"],
+        "after stage 1": raw["stage1"],
+        "MGSD: `models/nano`": raw["mgsd"],
+        "the same, Habitat-Sim draws": raw["mgsd-habitat"],
+        "the same, pictures swapped": raw["mgsd"]["image_swapped"],
+        "chance: plans of the swapped pictures": raw["mgsd"]["image_swapped"]["chance"],
+        "upper bound: the base reads the true state": raw["base"]["symbolic"],
+    }.items():
+        success = [summary["macro"]["success"]]
+        success += [
+            level["success"] for f in summary["families"].values() for level in f["levels"].values()
+        ]
+        for said, share in zip(lines[title], success, strict=True):
+            number = said.strip("|* ")
+            rounded = 0.0501 if "." in number else 0.501
+            assert float(number) == pytest.approx(100 * share, abs=rounded)
+    assert raw["mgsd"]["model_digest"] == Planner.load(family="maze").bundle_digest
+
+
 def test_pictures_are_planned_without_naming_a_bundle(held_out, tmp_path):
     image = read_bundle(shipped_bundle()).manifest.image
     scenes = load_scenes(held_out, "test", image, limit=1)
