@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mgsd_core.config import ConfigError, build
-from mgsd_core.experiment import MOST_SEEDS, Experiment, ExperimentError, described, difference
+from mgsd_core.experiment import Experiment, ExperimentError, described, difference
 from sim.files import write_file
 
 #: Of `results.json`.
 SCHEMA_VERSION = 2
-
-# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-assert len(_T95) == MOST_SEEDS - 1
 
 
 @dataclass(frozen=True)
@@ -49,13 +45,11 @@ class Interval:
         mean: over the seeds.
         half: half the width of the mean's 95 % confidence interval (Student's t over the seeds);
             None for a single seed.
-        new: the same for what one more seed would give (prediction interval).
         values: of the seeds.
     """
 
     mean: float
     half: float | None
-    new: float | None
     values: tuple[float, ...]
 
     def __str__(self) -> str:
@@ -68,20 +62,30 @@ def interval(values: Sequence[float]) -> Interval:
     """Return the mean of values of different seeds with its intervals.
 
     Raises:
-        ExperimentError: there are none, or more than the table of quantiles has.
+        ExperimentError: there are none.
     """
-    count = len(values)
-    if not 1 <= count <= MOST_SEEDS:
-        raise ExperimentError(f"intervals are for 1 to {MOST_SEEDS} seeds, not {count}")
-    if count == 1:
-        return Interval(values[0], None, None, tuple(values))
-    spread = _T95[count - 2] * statistics.stdev(values)
-    return Interval(
-        statistics.fmean(values),
-        spread / math.sqrt(count),
-        spread * math.sqrt(1 + 1 / count),
-        tuple(values),
-    )
+    if not values:
+        raise ExperimentError("an interval needs a seed")
+    if len(values) == 1:
+        return Interval(values[0], None, tuple(values))
+    half = _spread(values, 0.95) / math.sqrt(len(values))
+    return Interval(statistics.fmean(values), half, tuple(values))
+
+
+def one_more(values: Sequence[float], share: float) -> float:
+    """Return half the width of the interval around the mean where one more value lies.
+
+    Args:
+        values: two or more.
+        share: of cases in which it does (prediction interval, Student's t).
+    """
+    return _spread(values, share) * math.sqrt(1 + 1 / len(values))
+
+
+def _spread(values: Sequence[float], share: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + share) / 2, len(values) - 1)) * statistics.stdev(values)
 
 
 @dataclass(frozen=True)
@@ -352,15 +356,22 @@ class Reproduction:
         name, title: of the arm.
         published: the interval that was published.
         values: by seed, those that are compared with it.
-        within: whether all values lie where one more seed is expected (95 %); None where a single
-            seed was published, so nobody can say.
+        expected: half the width of the interval around the published mean where each is expected;
+            None where a single seed was published, so nobody can say.
     """
 
     name: str
     title: str
     published: Interval
     values: Mapping[int, float]
-    within: bool | None
+    expected: float | None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether all values lie where they are expected; None where nobody can say."""
+        if self.expected is None:
+            return None
+        return all(abs(v - self.published.mean) <= self.expected for v in self.values.values())
 
 
 def reproductions(
@@ -370,24 +381,35 @@ def reproductions(
 ) -> list[Reproduction]:
     """Return what results of an experiment are beside published ones, for the arms that both have.
 
+    However many values are compared, a run like those that were published lies within all intervals
+    in 95 % of cases or more: each leaves out its part of the other 5 % (Bonferroni).
+
     Raises:
         ExperimentError: they were judged on other scenes, or no arm can be compared.
     """
     if len({r["data_digest"] for r in (*results, *published)}) > 1:
         raise ExperimentError("what was published was judged on other scenes")
-    found = []
-    for arm in experiment.arms:
-        values = {r["seed"]: _macro(r) for r in results if r["arm"] == arm.name}
-        stated = [_macro(r) for r in published if r["arm"] == arm.name]
-        if values and stated:
-            known = interval(stated)
-            within = None
-            if known.new is not None:
-                within = all(abs(v - known.mean) <= known.new for v in values.values())
-            found.append(Reproduction(arm.name, arm.title, known, values, within))
-    if all(r.within is None for r in found):
+    here: dict[str, dict[int, float]] = {}
+    stated: dict[str, list[float]] = {}
+    for r in results:
+        here.setdefault(r["arm"], {})[r["seed"]] = _macro(r)
+    for r in published:
+        stated.setdefault(r["arm"], []).append(_macro(r))
+    compared = sum(len(here[name]) for name, s in stated.items() if name in here and len(s) > 1)
+    if not compared:
         raise ExperimentError("no arm that was run here was published with two seeds or more")
-    return found
+    share = 1 - 0.05 / compared
+    return [
+        Reproduction(
+            arm.name,
+            arm.title,
+            interval(stated[arm.name]),
+            here[arm.name],
+            one_more(stated[arm.name], share) if len(stated[arm.name]) > 1 else None,
+        )
+        for arm in experiment.arms
+        if arm.name in here and arm.name in stated
+    ]
 
 
 def reproduction_table(found: Sequence[Reproduction]) -> str:
@@ -395,7 +417,7 @@ def reproduction_table(found: Sequence[Reproduction]) -> str:
     lines = [["success %, macro", "published", "one more seed", "here", ""]]
     for r in found:
         here = ", ".join(f"{100 * value:.1f} (seed {seed})" for seed, value in r.values.items())
-        new = "" if r.published.new is None else f"± {100 * r.published.new:.1f}"
+        new = "" if r.expected is None else f"± {100 * r.expected:.1f}"
         says = {True: "within", False: "**outside**", None: "one seed: nobody can say"}[r.within]
         lines.append([r.title, str(r.published), new, here, says])
     return _markdown(lines)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from mgsd_core.cli import main
 from mgsd_core.config import ConfigError
 from mgsd_core.experiment import ExperimentError, load_experiment
-from mgsd_core.experiment_results import interval, markdown, read_results, redraw, rows
+from mgsd_core.experiment_results import (
+    interval,
+    markdown,
+    one_more,
+    read_results,
+    redraw,
+    reproductions,
+    rows,
+)
 
 TINY = """
 config: nano
@@ -223,8 +233,8 @@ def published(made, where, successes):
 @pytest.mark.parametrize(
     ("successes", "status", "says"),
     [
-        ([0.0, 0.1, 0.2, 0.0], 0, "| base | 7.5 ± 15.2 | ± 34.1 | 0.0 (seed 3) | within |"),
-        ([0.7, 0.71, 0.7], 1, "| base | 70.3 ± 1.4 | ± 2.9 | 0.0 (seed 3) | **outside** |"),
+        ([0.0, 0.1, 0.2, 0.0], 0, "| base | 7.5 ± 15.2 | ± 57.7 | 0.0 (seed 3) | within |"),
+        ([0.7, 0.71, 0.7], 1, "| base | 70.3 ± 1.4 | ± 5.9 | 0.0 (seed 3) | **outside** |"),
     ],
 )
 def test_a_run_is_compared_with_what_was_published(
@@ -254,7 +264,7 @@ def test_what_was_judged_on_other_scenes_is_not_compared(done, made, tmp_path, c
 def test_intervals_are_students(values):
     found = interval(values)
     assert found.mean == pytest.approx(statistics.fmean(values))
-    assert found.new >= found.half >= 0
+    assert one_more(values, 0.99) >= one_more(values, 0.95) >= found.half >= 0
     assert found.values == tuple(values)
 
 
@@ -262,15 +272,36 @@ def test_known_intervals():
     # Student's t with two degrees of freedom: 4.303 · 0.01 / √3.
     found = interval([0.73, 0.74, 0.75])
     assert found.half == pytest.approx(0.024844, abs=1e-5)
-    assert found.new == pytest.approx(0.049687, abs=1e-5)
+    assert one_more([0.73, 0.74, 0.75], 0.95) == pytest.approx(0.049687, abs=1e-5)
     assert str(found) == "74.0 ± 2.5"
     assert str(interval([0.5])) == "50.0"
 
 
-@pytest.mark.parametrize("count", [0, 11])
-def test_intervals_need_seeds(count):
-    with pytest.raises(ExperimentError, match="1 to 10 seeds"):
-        interval([0.5] * count)
+def test_intervals_need_seeds():
+    with pytest.raises(ExperimentError, match="needs a seed"):
+        interval([])
+
+
+def test_a_run_like_the_published_ones_is_seldom_outside(made):
+    """In one case of twenty, though twelve arms are compared; with 95 % each, in half of them."""
+    experiment = load_experiment(made[1])
+    arms = [replace(experiment.arms[0], name=f"arm{i}") for i in range(12)]
+    experiment = replace(experiment, arms=tuple(arms), reference="")
+    rng = random.Random(0)
+
+    def run(seed):
+        successes = {arm.name: rng.gauss(0.5, 0.05) for arm in arms}
+        return [
+            {"seed": seed, "arm": arm, "data_digest": "", "macro": {"success": success}}
+            for arm, success in successes.items()
+        ]
+
+    outside = 0
+    for _ in range(400):
+        published = [result for seed in range(3) for result in run(seed)]
+        found = reproductions(experiment, run(3), published)
+        outside += any(not r.within for r in found)
+    assert outside <= 32  # 20 are expected
 
 
 @pytest.mark.parametrize(
@@ -425,16 +456,6 @@ arms:
     assert [list(r["trained"]) for r in report.results] == [[], ["stage1", "stage2"], ["stage2"]]
     assert str(tmp_path) not in (tmp_path / "runs" / "results.json").read_text()
     assert "--set text." not in capfd.readouterr().err
-
-
-def test_too_many_seeds_are_refused_before_anything_runs(tmp_path, capsys):
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    (tmp_path / "runs" / "seed-50").mkdir(parents=True)
-    seeds = ["--seeds", *map(str, range(10))]
-    command = ["experiment", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "runs"), *seeds]
-    assert main(command) == 2
-    assert "would hold 11 seeds; the most are 10" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["seed-50"]
 
 
 def test_nothing_to_draw_says_what_to_do(tmp_path):
