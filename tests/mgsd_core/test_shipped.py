@@ -14,7 +14,7 @@ from PIL import Image
 from mgsd_core.encoding import prompt_ids
 from mgsd_core.evaluation.answers import evaluate_bundle
 from mgsd_core.evaluation.summary import summarise
-from mgsd_core.experiment_results import redraw
+from mgsd_core.experiment_results import read_results, redraw, reproductions
 from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt
@@ -86,6 +86,16 @@ def test_the_experiments_table_and_plot_are_what_its_results_draw(tmp_path):
     redraw(tmp_path)
     assert (tmp_path / "table.md").read_text() == (where / "table.md").read_text()
     assert (tmp_path / "success.svg").read_bytes() == (where / "success.svg").read_bytes()
+
+
+def test_the_experiment_once_more_came_to_the_same():
+    published = read_results(installed_path("experiments/nano"))
+    again = read_results(installed_path("experiments/nano/again"))
+    found = {r.name: r for r in reproductions(again.experiment, again.results, published.results)}
+    assert set(found) == {"base", "stage1", "mgsd"}
+    assert all(r.within for r in found.values())
+    said = f"gave {100 * found['mgsd'].values[0]:.1f} % on the 1,800 scenes"
+    assert said in (installed_path("experiments/nano") / "../../README.md").read_text()
 
 
 def test_the_readme_says_what_the_experiment_came_to():
