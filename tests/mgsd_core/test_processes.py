@@ -129,11 +129,17 @@ assert not torch.distributed.is_initialized()
 """
 
 
+def _coldstart_in(program: str, where: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of a program of its own, told to train on data that are not there."""
+    script = where / "program.py"
+    script.write_text(program)
+    return _launch(
+        *(2, str(script), "coldstart", "--data", str(where), "--out", str(where / "out")), *words
+    )
+
+
 def test_processes_leave_each_other_before_they_end(tmp_path):
-    script = tmp_path / "ended.py"
-    script.write_text(_ENDED)
-    run = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run")
-    done = _launch(2, str(script), *run)
+    done = _coldstart_in(_ENDED, tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
 
 
@@ -148,15 +154,10 @@ program()
 
 def test_a_process_ends_before_what_aborts_an_ending_interpreter(tmp_path):
     """Gloo's threads do, in one run of five on a loaded machine; here it is certain."""
-    script = tmp_path / "fragile.py"
-    script.write_text(_FRAGILE)
-    run = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run")
-    done = _launch(2, str(script), *run)
+    done = _coldstart_in(_FRAGILE, tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
-    missing = ("coldstart", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
-    done = _launch(2, str(script), *missing)
-    assert "exitcode: 2" in done.stderr
+    assert "exitcode: 2" in _coldstart_in(_FRAGILE, tmp_path).stderr
 
 
 def _agree(one: Path, other: Path) -> None:
