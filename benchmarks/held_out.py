@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsd_core.installed import SHIPPED_LEVELS
-from mgsd_core.steps import run_step
+from mgsd_core.steps import StepError, run_step
 from sim.files import write_file
 
 NAMES = {"frozenlake": "lake", "maze": "maze", "minibehaviour": "office"}
@@ -66,7 +66,7 @@ def head(summary: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Draw, judge, print and compare with the bars."""
+    """Take the arguments; what is wrong with them, or with a step, is one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True, help="of the first scene")
     parser.add_argument("--count", type=int, default=67, help="of each family and level [count]")
@@ -75,15 +75,25 @@ def main() -> int:
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"{args.out} exists: name a new directory")
+    if not (args.models / "nano").is_dir():
+        parser.error(f"{args.models} holds no nano: run this in a checkout, or name its models")
+    if args.count < 2:
+        parser.error("--count must be at least 2: pictures are swapped")
+    try:
+        return compare(args.seed, args.count, args.models, args.out)
+    except StepError as error:
+        parser.error(str(error))
+
+
+def compare(seed: int, count: int, models: Path, out: Path) -> int:
+    """Draw, judge, print and compare with the bars; return the exit status."""
     with_habitat = importlib.util.find_spec("habitat_sim") is not None
     for renderer in ("panda", "habitat")[: 1 + with_habitat]:
-        draw(args.out / "data", renderer, args.seed, args.count)
+        draw(out / "data", renderer, seed, count)
 
-    base = judge(args.out, "base", "panda", "--model", args.models / "nano-base")
-    stage1 = judge(
-        args.out, "stage1", "panda", "--model", args.models / "nano-stage1", "--input", "image"
-    )
-    mgsd = judge(args.out, "mgsd", "panda", "--model", args.models / "nano", "--swap-images")
+    base = judge(out, "base", "panda", "--model", models / "nano-base")
+    stage1 = judge(out, "stage1", "panda", "--model", models / "nano-stage1", "--input", "image")
+    mgsd = judge(out, "mgsd", "panda", "--model", models / "nano", "--swap-images")
     swapped, bound = mgsd["image_swapped"], base["symbolic"]
     lines = [
         *head(mgsd),
@@ -102,7 +112,7 @@ def main() -> int:
         "swapped pictures: what chance gives (in its interval, or less)": lowest <= by_chance,
     }
     if with_habitat:
-        habitat = judge(args.out, "mgsd-habitat", "habitat", "--model", args.models / "nano")
+        habitat = judge(out, "mgsd-habitat", "habitat", "--model", models / "nano")
         lines.append(line("the same, Habitat-Sim draws", habitat))
         apart = abs(success - habitat["macro"]["success"])
         bars["Habitat-Sim's pictures at most 5 points apart"] = apart <= 0.05
@@ -112,7 +122,7 @@ def main() -> int:
         line("upper bound: the base reads the true state", bound),
     ]
     table = "\n".join(lines) + "\n"
-    write_file(args.out / "table.md", table)
+    write_file(out / "table.md", table)
     print(table)
     for bar, met in bars.items():
         print(f"{'met    ' if met else 'NOT met'}  {bar}")

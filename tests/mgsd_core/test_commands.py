@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mgsd_core import cli
 from mgsd_core.cli import main
 from sim import sample
 from sim.dataset import write_dataset
@@ -222,3 +223,24 @@ def test_every_command_explains_itself(capsys):
             main([command, "--help"])
         assert ended.value.code == 0
         assert f"mgsd {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rank", "said", "slept"), [("0", 1, []), ("1", 0, [3.0])])
+def test_of_processes_launched_together_the_one_that_speaks_ends_first(
+    monkeypatch, capsys, rank, said, slept
+):
+    """torchrun ends all with the first that fails, and what was wrong would not be said."""
+    waits = []
+
+    def ended(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    monkeypatch.setattr(cli.os, "_exit", ended)  # what it is for: tests/mgsd_core/test_processes.py
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sys.argv", ["mgsd", "cases", "nowhere"])
+    with pytest.raises(SystemExit) as end:
+        cli.program()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == said
+    assert waits == slept
