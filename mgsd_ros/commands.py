@@ -100,9 +100,13 @@ def run_record_bag(args: argparse.Namespace) -> int:
 
 
 def _episodes(args: argparse.Namespace) -> Iterator[Episode]:
+    from mgsd_core.folder import is_folder
+    from mgsd_ros.bags import BagError
     from sim.dataset import generate_episodes, iter_episodes
 
     if args.data is not None:
+        if is_folder(args.data):
+            raise BagError(f"{args.data} lists pictures; bags are made of what generate wrote")
         return iter_episodes(args.data, args.split, args.family, args.level, args.count)
     count = 30 if args.count is None else args.count
     return generate_episodes(

@@ -63,9 +63,13 @@ class Camera:
         for name in ("width", "height"):
             side = getattr(self, name)
             if isinstance(side, bool) or not isinstance(side, int):
-                raise CameraError(f"camera {name} must be a whole number of pixels, not {side!r}")
+                raise CameraError(
+                    f"camera {name} must be a whole number of pixels, not {side!r}"[:200]
+                )
             if not MIN_SIDE <= side <= MAX_SIDE:
-                raise CameraError(f"camera {name} must be {MIN_SIDE} to {MAX_SIDE} px, not {side}")
+                raise CameraError(
+                    f"camera {name} must be {MIN_SIDE} to {MAX_SIDE} px, not {side}"[:200]
+                )
         for name in ("fx", "fy", "cx", "cy"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if self.fx <= 0 or self.fy <= 0:
@@ -220,8 +224,16 @@ def product(a: NDArray[_Real], b: NDArray[_Real]) -> NDArray[_Real]:
     return total
 
 
+def is_finite(value: int | float) -> bool:
+    """Return whether a number is one as a float: JSON knows larger integers."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise CameraError(f"camera {name} must be a finite number of pixels, not {value!r}")
     return float(value)
 
@@ -229,7 +241,7 @@ def _number(name: str, value: object) -> float:
 def _rigid(pose: object) -> tuple[tuple[float, ...], ...]:
     try:
         matrix = np.array(pose, np.float64)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise CameraError("camera pose must be 4 rows of 4 finite numbers")

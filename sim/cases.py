@@ -8,7 +8,6 @@ lists besides the state is checked by `check_case` against this package's solver
 from __future__ import annotations
 
 import re
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from sim.actions import MOVES
 from sim.camera import Camera
 from sim.case_files import Case, CaseError, Read, read_rows, read_table, read_walls
 from sim.grid import CELL_SIZE, Grid, make_grid
+from sim.pictures import PictureError, decode_picture
 from sim.planning import Pose, simulate, solve, step
 from sim.scene import grid_of
 from sim.states import Cell, MiniBehaviour, State, all_cells, state_digest
@@ -162,23 +162,14 @@ def show_case(case: Case, size: int, drawer: FlatRenderer) -> tuple[NDArray[np.u
 
 
 def _own_picture(file: Path) -> NDArray[np.uint8]:
-    damage = (
-        OSError,
-        ValueError,
-        SyntaxError,  # Pillow's word for a broken PNG
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    )
+    def check_size(width: int, height: int) -> None:
+        if width != height or width > MAX_PICTURE_SIDE:
+            raise CaseError(str(file), f"{width} × {height} px is no board")
+
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
-            # Before decoding: a few bytes can claim to be a picture of any size.
-            if picture.width != picture.height or picture.width > MAX_PICTURE_SIDE:
-                raise CaseError(str(file), f"{picture.width} × {picture.height} px is no board")
-            return np.array(picture.convert("RGB"))
-    except CaseError:
-        raise
-    except damage as error:
+        with file.open("rb") as data:
+            return decode_picture(data, ["PNG"], check_size)
+    except (OSError, PictureError) as error:
         raise CaseError(str(file), f"the picture cannot be decoded ({error})") from error
 
 

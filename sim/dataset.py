@@ -21,7 +21,7 @@ from typing import Any
 from sim.episodes import DatasetError, Episode, draw_episode, row_to_episode, style_seed
 from sim.family import FAMILIES, NAME, check_family, find_family
 from sim.files import write_file
-from sim.index import INDEX_NAME, claimed, enter_shards, known_shards
+from sim.index import INDEX_NAME, claimed, enter_shards, expected_files, known_shards
 from sim.png import encode_png
 from sim.renderers import check_renderer, open_renderer
 from sim.sampling import check_level, check_split
@@ -458,8 +458,9 @@ def iter_episodes(
     """Yield episodes as `load_episodes` returns them, holding one shard in memory at a time.
 
     Raises:
-        DatasetError: the directory is missing or has no such episodes, a shard is damaged, or a row
-            holds no picture, state, plan or camera; the message names the file and row.
+        DatasetError: the directory is missing or has no such episodes, a shard is missing or
+            damaged, or a row holds no picture, state, plan or camera, or belongs in another file;
+            the message names the file and row.
     """
     check_split(split)
     paths = _shard_paths(Path(directory), split, family, level)
@@ -468,7 +469,12 @@ def iter_episodes(
         for number, row in enumerate(read_rows(path)):
             if left == 0:
                 return
-            yield row_to_episode(row, f"{path}, row {number}")
+            where = f"{path}, row {number}"
+            episode = row_to_episode(row, where)
+            shown = f"{row['family']}-{row['level']}-{row['split']}"
+            if not path.name.startswith(f"{shown}-"):
+                raise DatasetError(f"{where}: it holds {shown}, not what its file is named after")
+            yield episode
             left = None if left is None else left - 1
 
 
@@ -480,13 +486,30 @@ def _shard_paths(directory: Path, split: str, family: str | None, level: int | N
     # Whatever families and levels there are: tasks cut from scans may have any level.
     one = NAME.pattern if family is None else family
     other = r"\d+" if level is None else str(level)
-    named = re.compile(rf"(?:{one})-(?:{other})-{split}-\d+\.parquet")
+    part = rf"(?:{one})-(?:{other})-{split}"
+    named = re.compile(rf"{part}-\d+\.parquet")
     paths = [path for path in directory.iterdir() if named.fullmatch(path.name)]
     paths.sort(key=_family_level_and_number)
     if not paths:
         what = " ".join([split, family or "", "" if level is None else f"level {level}"]).strip()
         raise DatasetError(f"{directory} holds no {what} episodes")
+    _check_all_there(directory, {path.name for path in paths}, re.compile(part))
     return paths
+
+
+def _check_all_there(directory: Path, names: set[str], wanted: re.Pattern[str]) -> None:
+    """Raise DatasetError where the index knows of a file that is not among `names`.
+
+    Without it a run that was stopped, or a copy that was, would be judged as if it were whole.
+    """
+    for part, number in expected_files(directory).items():
+        there = sum(name.startswith(f"{part}-") for name in names)
+        if there < number and wanted.fullmatch(part):
+            first = next(n for i in range(number) if (n := f"{part}-{i:05d}.parquet") not in names)
+            raise DatasetError(
+                f"{directory / first} is missing, {number - there} of {number} files of {part} in "
+                "all; run the command that makes them again, it draws only what is not there"
+            )
 
 
 def _family_level_and_number(path: Path) -> tuple[int, str, int, int]:

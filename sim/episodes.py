@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from sim.actions import Plan, format_plan, parse_plan
 from sim.camera import Camera
 from sim.grid import Grid
+from sim.pictures import PictureError, decode_picture
 from sim.planning import solve
 from sim.png import encode_png
 from sim.readback import check_state
@@ -165,14 +165,14 @@ def row_to_episode(row: dict[str, Any], where: str) -> Episode:
 
 
 def _decoded(png: bytes | None, camera: Camera, where: str) -> NDArray[np.uint8]:
-    try:
-        picture = Image.open(io.BytesIO(png or b""), formats=["PNG"])
-        # Before decoding: a few bytes can claim to be a picture of any size.
-        if picture.size != (camera.width, camera.height):
+    def check_size(width: int, height: int) -> None:
+        if (width, height) != (camera.width, camera.height):
             raise DatasetError(
-                f"{where}: the image has {picture.width} × {picture.height} px, "
+                f"{where}: the image has {width} × {height} px, "
                 f"its camera {camera.width} × {camera.height}"
             )
-        return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+
+    try:
+        return decode_picture(io.BytesIO(png or b""), ["PNG"], check_size)
+    except PictureError as error:
         raise DatasetError(f"{where}: the image cannot be decoded ({error})") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.camera import Camera, product
+from sim.camera import Camera, is_finite, product
 from sim.states import MAX_SIZE, Cell
 
 #: Side of a cell [m] unless another is asked for.
@@ -67,7 +67,7 @@ class Grid:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise GridError(f"grid {name} must be a number of metres, not {value!r}")
-            if not math.isfinite(value) or (name == "cell_size" and value <= 0):
+            if not is_finite(value) or (name == "cell_size" and value <= 0):
                 raise GridError(f"grid {name} must be a finite number of metres, not {value!r}")
         for name in ("cell_to_world", "cell_to_pixel"):
             object.__setattr__(self, name, _matrix(name, getattr(self, name)))
@@ -135,7 +135,7 @@ def _rows(matrix: NDArray[np.float64]) -> Matrix:
 def _matrix(name: str, value: object) -> Matrix:
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
         raise GridError(f"grid {name} must be 3 rows of 3 finite numbers that can be inverted")

@@ -111,8 +111,25 @@ def named_exclusions(out: Path) -> dict[str, str]:
     return {
         part: arguments["exclude"]
         for part, arguments in _read(out)["parts"].items()
-        if isinstance(arguments, dict) and "exclude" in arguments
+        if "exclude" in arguments
     }
+
+
+def expected_files(out: Path) -> dict[str, int]:
+    """Return how many files each part of a directory's data set has when it is whole.
+
+    A part is a family, level and split, such as `maze-3-test`; of a directory without an index
+    there is none.
+
+    Raises:
+        DatasetError: the index is damaged.
+    """
+    index = _read(out)
+    full = index["common"].get("shard_size")
+    counts = {part: arguments.get("count") for part, arguments in index["parts"].items()}
+    if counts and not all(type(n) is int and n > 0 for n in (full, *counts.values())):
+        raise DatasetError(f"{out / INDEX_NAME} is damaged: it does not say how much there is")
+    return {part: -(-count // full) for part, count in counts.items()}
 
 
 def enter_shards(
@@ -154,6 +171,10 @@ def _read(out: Path) -> dict[str, Any]:
         isinstance(index.get(key), dict) for key in ("common", "parts", "shards")
     ):
         raise DatasetError(f"{path} is no index of a data set")
+    for key in ("parts", "shards"):
+        for name, entry in index[key].items():
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{path} is damaged: {key} {name} is no object")
     return index
 
 

@@ -26,7 +26,7 @@ from sim.files import write_file
 from sim.index import claimed, enter_shards, known_shards
 from sim.occupancy import ScanError, Target
 from sim.renderers import check_renderer
-from sim.scan_request import ScanRequest, check_files
+from sim.scan_request import ScanRequest, scan_digest
 from sim.shards import packed, shard_size
 from sim.workers import arrived, start_worker, tell
 
@@ -87,7 +87,7 @@ def write_scan(
         OSError: a file cannot be written, or habitat-sim is not installed.
     """
     check_renderer("habitat")
-    check_files(request)
+    arguments = _arguments(request)
     if workers < 1:
         raise DatasetError(f"workers must be at least 1, not {workers}")
     if out.exists() and not out.is_dir():
@@ -101,7 +101,6 @@ def write_scan(
         f"{request.family}-{request.level}-{request.split}-{i:05d}.parquet"
         for i in range(len(parts))
     ]
-    arguments = _arguments(request)
     known_shards(out, arguments)  # other arguments are told before the scan is loaded
     with _workers(request, min(workers, len(parts)), progress) as run:
         [(_, summary)] = run([_survey])
@@ -117,7 +116,7 @@ def write_scan(
             enter_shards(out, lock, arguments, {})
             digests: set[str] = set()
             categories: dict[str, int] = {}
-            for j, drawn in run([(_draw, *parts[i]) for i in missing]):
+            for j, drawn in run([(_draw, *parts[i], arguments) for i in missing]):
                 i = missing[j]
                 write_file(out / names[i], drawn.data)
                 digest = hashlib.sha256(drawn.data).hexdigest()
@@ -154,10 +153,11 @@ def _arguments(request: ScanRequest) -> dict[str, Any]:
     scan = asdict(request)
     own = {name: scan.pop(name) for name in ("count", "seed")}
     part = "-".join(str(scan.pop(name)) for name in ("family", "level", "split"))
-    # Folders differ between machines, the scan does not.
+    # Folders differ between machines, the scan does not; other scans may have its name.
     scan["scene"], scan["dataset"] = Path(request.scene).name, Path(request.dataset).name
     common = {"format": SCAN_FORMAT, "renderer": "habitat", "size": scan.pop("size")}
     common |= {"shard_size": shard_size(request.size), "styles": scan.pop("styles"), "scan": scan}
+    common["scan_sha256"] = scan_digest(request)
     return {"common": common, "parts": {part: own}}
 
 
@@ -249,7 +249,7 @@ def _survey(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _draw(scan: Scan, seed: int, count: int) -> Drawn:
+def _draw(scan: Scan, seed: int, count: int, arguments: dict[str, Any]) -> Drawn:
     from sim.states import state_digest
 
     rows, goals, digests = [], [], []
@@ -259,7 +259,6 @@ def _draw(scan: Scan, seed: int, count: int) -> Drawn:
         goals.append(target)
         digests.append(state_digest(episode.state))
         tell(1)
-    arguments = _arguments(scan.request)
     named = [None if goal is None else _named(goal) for goal in goals]
     categories = [goal.category for goal in goals if goal is not None]
     file = bytes(packed(rows, arguments | {"goals": named}))

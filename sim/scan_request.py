@@ -6,6 +6,7 @@ in one line.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -21,7 +22,8 @@ from sim.states import MAX_SIZE
 #: Where a camera may look from.
 VIEWS = ("top", "oblique")
 
-_SUFFIXES = (".glb", ".ply", ".stage_config.json")
+_STAGE_SUFFIX = ".stage_config.json"
+_SUFFIXES = (".glb", ".ply", _STAGE_SUFFIX)
 _DATASET_SUFFIX = ".scene_dataset_config.json"
 _MAX_JSON = 1 << 28  # bytes; the JSON part of the largest scans is below a hundredth of this
 _MAX_HEADER = 1 << 16  # bytes of a PLY's header
@@ -114,11 +116,38 @@ def check_files(request: ScanRequest) -> None:
         check_scene(Path(request.scene))
 
 
+def scan_digest(request: ScanRequest) -> str:
+    """Return the SHA-256 (hex) of what a request names, by which a scan is known on any machine.
+
+    That is the scene's file, the one that a stage config has it drawn from and the navigation mesh
+    beside it; with a dataset the dataset's config, whose scenes have names of their own.
+
+    Raises:
+        ScanError: see `check_files`.
+        OSError: a file cannot be read.
+    """
+    check_files(request)
+    scene = Path(request.scene)
+    files = [Path(request.dataset)]
+    if not request.dataset:
+        files = [scene, scene.with_suffix(".navmesh")]
+        if scene.name.endswith(_STAGE_SUFFIX):
+            config = _read_json(scene)
+            named = [config.get(key) for key in ("render_asset", "nav_asset")]
+            files += [scene.parent / name for name in named if isinstance(name, str) and name]
+    digest = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def check_scene(path: Path) -> None:
     """Raise ScanError where a file is no scene: a GLB, a PLY or a stage config that names one."""
     if not path.is_file():
         raise ScanError(f"{path}: no such file of a scene")
-    if path.name.endswith(".stage_config.json"):
+    if path.name.endswith(_STAGE_SUFFIX):
         _check_stage_config(path)
     elif path.suffix == ".glb":
         _check_glb(path)

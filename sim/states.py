@@ -223,7 +223,7 @@ def state_from_dict(data: Mapping[str, Any]) -> State:
     """Build a state from what `state_to_dict` returned.
 
     Raises:
-        StateError: a field is missing, unknown, or of the wrong shape.
+        StateError: a field is missing, unknown, or of the wrong type or shape.
         UnknownFamilyError, FamilyError: there is no such family, or it cannot be loaded.
     """
     if not isinstance(data, Mapping) or not isinstance(data.get("family"), str):
@@ -235,7 +235,11 @@ def state_from_dict(data: Mapping[str, Any]) -> State:
         raise StateError(
             f"a {cls.family} state has the fields {sorted(expected)}, not {sorted(fields)}"
         )
-    return cls(**fields)
+    try:
+        state: State = cls(**fields)
+    except TypeError as error:  # a list, say, where a family of one's own compares texts
+        raise StateError(f"a {cls.family} state cannot have these fields: {error}") from error
+    return state
 
 
 def state_digest(state: State) -> str:

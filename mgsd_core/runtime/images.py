@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from mgsd_core.runtime.preprocess import MAX_PIXELS, ImageError
+from sim.pictures import PictureError, decode_picture
 
 #: Formats that are read; Pillow knows more, some of which run other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
@@ -23,27 +22,18 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ImageError: not a picture, truncated, empty or absurdly large.
         OSError: it cannot be opened.
     """
+
+    def check_size(width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"cannot read the picture {path}: more than {MAX_PIXELS} pixels, {width} × {height}"
+            )
+
     with Path(path).open("rb") as file:
         try:
-            with Image.open(file, formats=FORMATS) as picture:
-                width, height = picture.size
-                # The header says it; nothing has been decoded yet.
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"more than {MAX_PIXELS} pixels: {width} × {height}")
-                ImageOps.exif_transpose(picture, in_place=True)
-                return np.asarray(picture.convert("RGB"))
-        except Image.UnidentifiedImageError:
-            reason = f"not a picture in one of the formats {', '.join(FORMATS)}"
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,  # Pillow's word for a broken PNG
-            EOFError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:
-            reason = str(error) or type(error).__name__
-    raise ImageError(f"cannot read the picture {path}: {reason}")
+            return decode_picture(file, FORMATS, check_size, upright=True)
+        except PictureError as error:
+            raise ImageError(f"cannot read the picture {path}: {error}") from error
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -337,6 +337,17 @@ def test_another_run_draws_nothing_again_and_repairs_what_is_broken(flat, tmp_pa
         write_scan(out, dataclasses.replace(request, cell_size=0.6))
 
 
+def test_another_scan_of_the_same_name_is_refused(flat, tmp_path):
+    copy = Path(shutil.copytree(flat.parent, tmp_path / "copy")) / flat.name
+    other = flats.write_stage(tmp_path / "other", "flat", flats.storey(PLAN))
+    out = tmp_path / "data"
+    write_scan(out, request_for(flat))
+    assert write_scan(out, request_for(copy))["written"] == 0
+    for split in ("train", "validation"):
+        with pytest.raises(DatasetError, match="was made with scan_sha256"):
+            write_scan(out, request_for(other, split=split))
+
+
 def test_things_at_the_goals_are_named_in_the_file(homes, tmp_path):
     request = request_for("home", dataset=str(homes), count=6)
     summary = write_scan(tmp_path / "data", request)

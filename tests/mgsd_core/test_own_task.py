@@ -24,7 +24,16 @@ from mgsd_core.prompts import find_language, parse_response, prompts_digest
 from mgsd_core.runtime.bundle import BundleError, read_bundle
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import load_scenes
-from sim import FAMILIES, FamilyError, find_family, sample, solve, state_to_dict
+from sim import (
+    FAMILIES,
+    FamilyError,
+    StateError,
+    find_family,
+    sample,
+    solve,
+    state_from_dict,
+    state_to_dict,
+)
 from sim.dataset import load_episodes
 from sim.family import GROUP
 
@@ -55,6 +64,13 @@ def test_own_states_round_trip_through_words(level, seed):
     whole, *parts, legal = prompts.questions(state)
     assert whole[1] == " ".join(answer for _, answer in parts) == prompts.state_text(state)
     assert legal[1].startswith("Legal ")
+
+
+@pytest.mark.parametrize("value", [["blue"], {"blue": 1}, None, 3])
+def test_fields_of_another_type_are_refused(value):
+    data = state_to_dict(sample("parcels", 3, 0)) | {"colour": value}
+    with pytest.raises(StateError):
+        state_from_dict(data)
 
 
 @given(st.text() | st.text(alphabet="Size 3.Robot(0,1)ParcelColour blueYellow"))

@@ -91,6 +91,12 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("field", ["width", "fx", "cy"])
+def test_a_number_beyond_floats_is_refused(field: str) -> None:
+    with pytest.raises(CameraError, match=field):
+        Camera.from_dict(DOWN.to_dict() | {field: 10**400})
+
+
 @pytest.mark.parametrize("field", BROKEN)
 def test_a_wrong_field_is_named(field: str) -> None:
     with pytest.raises(CameraError, match=field):
@@ -104,6 +110,7 @@ def test_a_wrong_field_is_named(field: str) -> None:
         [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],  # a mirror
         [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 2]],
         [[1, 0, 0, math.inf], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+        [[1, 0, 0, 10**400], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
         [["a"] * 4] * 4,
         None,
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +47,7 @@ from sim.renderers import UnknownRendererError
 from sim.scene import build_scene, grid_of
 from sim.style import STYLES, StyleError
 
+SHARD = "maze-3-test-00000.parquet"
 PAIRS = [("maze", 3), ("frozenlake", 4), ("minibehaviour", 5)]
 COUNT = 6
 
@@ -242,7 +244,44 @@ def test_missing_episodes_are_named(directory: Path) -> None:
         load_episodes(directory, "train", "chess")
 
 
-SHARD = "maze-3-test-00000.parquet"
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [("maze", 3)], "test", 0, 250, 32, renderer="flat")
+    write_dataset(tmp_path, [("maze", 4)], "test", 0, 1, 32, renderer="flat")
+    (tmp_path / "maze-3-test-00001.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"maze-3-test-00001\.parquet is missing, 1 of 3 files"):
+        load_episodes(tmp_path, "test")
+    assert len(load_episodes(tmp_path, "test", level=4)) == 1
+    (tmp_path / "maze-4-test-00000.parquet").unlink()
+    with pytest.raises(DatasetError, match="maze-3-test-00001"):
+        load_episodes(tmp_path, "test")
+    write_dataset(tmp_path, [("maze", 3)], "test", 0, 250, 32, renderer="flat")
+    with pytest.raises(DatasetError, match="maze-4-test-00000"):
+        load_episodes(tmp_path, "test")
+
+
+def test_rows_of_another_split_are_not_judged(directory: Path, tmp_path: Path) -> None:
+    shutil.copy(directory / "maze-3-train-00000.parquet", tmp_path / SHARD)
+    with pytest.raises(DatasetError, match=f"{SHARD}, row 0: it holds maze-3-train, not what"):
+        load_episodes(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shards": {SHARD: None}}, f"shards {SHARD} is no object"),
+        ({"parts": {"maze-3-test": [1]}}, "parts maze-3-test is no object"),
+        ({"parts": {"maze-3-test": {"count": "many"}}}, "does not say how much there is"),
+        ({"common": {"shard_size": 0}}, "does not say how much there is"),
+    ],
+)
+def test_a_damaged_index_is_told(
+    directory: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    shutil.copy(directory / SHARD, tmp_path)
+    index = json.loads((directory / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(index | change))
+    with pytest.raises(DatasetError, match=says):
+        load_episodes(tmp_path, "test")
 
 
 def rewritten(directory: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -64,6 +64,17 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("field", ["size", "cell_size", "floor"])
+def test_a_number_beyond_floats_is_refused(field: str) -> None:
+    with pytest.raises(GridError, match=field):
+        Grid.from_dict(GRID.to_dict() | {field: 10**400})
+
+
+def test_a_matrix_beyond_floats_is_refused() -> None:
+    with pytest.raises(GridError, match="cell_to_world"):
+        Grid.from_dict(GRID.to_dict() | {"cell_to_world": [[10**400, 0, 0], [0, 1, 0], [0, 0, 1]]})
+
+
 @pytest.mark.parametrize("field", BROKEN)
 def test_a_wrong_field_is_named(field: str) -> None:
     with pytest.raises(GridError, match=field):
