@@ -90,16 +90,20 @@ def merge_adapter(backbone: Backbone) -> None:
         parameter.requires_grad_(True)
 
 
-def base_of(path: Path) -> Path | None:
+def base_of(path: Path | str) -> Path | str | None:
     """Return the base that the adapter in a directory of weights stands on; None without adapter.
+
+    A text is a name on a hub.
 
     Raises:
         AdapterError: the adapter's configuration is damaged.
     """
-    file = path / _CONFIG
-    if not file.is_file():
+    file = Path(path) / _CONFIG
+    if isinstance(path, str) or not file.is_file():
         return None
     try:
-        return Path(json.loads(file.read_text())["base_model_name_or_path"])
+        base = json.loads(file.read_text())["base_model_name_or_path"]
+        place = Path(base)
     except (ValueError, KeyError, TypeError):
         raise AdapterError(f"{file} is damaged: it names no base") from None
+    return place if place.is_absolute() or place.is_dir() else str(base)

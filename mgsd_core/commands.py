@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgsd_core.places import weights_place, weights_word
 from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def register(commands: Any) -> None:
     )
     _add_training_arguments(coldstart)
     coldstart.add_argument(
-        "--base", type=Path, help="weights to start from, instead of those of the configuration"
+        "--base",
+        type=weights_place,
+        help="weights to start from instead of the configuration's: a directory or hf:NAME",
     )
     coldstart.set_defaults(run=_coldstart)
 
@@ -54,12 +57,16 @@ def register(commands: Any) -> None:
     )
     _add_training_arguments(distill)
     distill.add_argument(
-        "--student", type=Path, required=True, help="stage-1 weights (OUT/stage1/model)"
+        "--student",
+        type=weights_place,
+        required=True,
+        help="stage-1 weights (OUT/stage1/model): a directory or hf:NAME",
     )
     distill.add_argument(
         "--teacher",
-        type=Path,
-        help="base weights, before stage 1 (OUT/base/model); an adapter knows its own",
+        type=weights_place,
+        help="base weights, before stage 1 (OUT/base/model): a directory or hf:NAME; an adapter "
+        "knows its own",
     )
     distill.set_defaults(run=_distill)
 
@@ -167,6 +174,8 @@ def _train_coldstart(
             settings.prompt_style,
             _dtype(config, trained=not lora.rank),
         )
+        if Path(source).is_dir():  # an adapter must find it from any directory
+            backbone.model.name_or_path = str(Path(source).resolve())
     scenes = load_scenes(args.data, "train", backbone.image, _limit(args))
     text = config.text if source is None else None
     # Without text planning nothing is learned but what the pictures show.
@@ -211,7 +220,7 @@ def _train_coldstart(
         validate,
         exclude,
     )
-    return {"base": backbone.model.name_or_path, "model": str(final)}
+    return {"base": weights_word(backbone.model.name_or_path), "model": str(final)}
 
 
 def _train_distill(
@@ -222,7 +231,6 @@ def _train_distill(
     from mgsd_core.distill import adapter_off_teacher, frozen_teacher, train_distill
     from mgsd_core.model import load_backbone
     from mgsd_core.scenes import load_scenes
-    from mgsd_core.training import directory_digest
     from sim.cases import excluded_states
 
     exclude = excluded_states(args.exclude)
@@ -262,7 +270,7 @@ def _train_distill(
         scenes,
         args.out / "stage2",
         {
-            "student": directory_digest(args.student),
+            "student": _identity(str(args.student)),
             "teacher": _identity(str(args.teacher or base)),
         },
         validate,
@@ -332,7 +340,9 @@ def _identity(source: str) -> str:
     return directory_digest(Path(source)) if Path(source).is_dir() else source
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(one: Path | str, other: Path | str) -> bool:
+    if isinstance(one, str) or isinstance(other, str):  # a name on a hub
+        return one == other
     return one == other or (one.exists() and other.exists() and one.samefile(other))
 
 

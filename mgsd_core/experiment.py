@@ -22,6 +22,7 @@ import yaml
 
 from mgsd_core.config import Config, ConfigError, build, config_dict, load_config
 from mgsd_core.installed import package_version
+from mgsd_core.places import weights_word
 from mgsd_core.steps import run_step
 from sim.files import write_file
 
@@ -330,7 +331,7 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
     pretrained = config.backbone.path
     if not (run / "stage1" / "model").is_dir() and (arm.start == "stage1" or pretrained is None):
         run_step("coldstart", *settings, "--data", data, "--out", run)
-    base: str | Path = run / "base" / "model" if pretrained is None else pretrained
+    base: str | Path = run / "base" / "model" if pretrained is None else weights_word(pretrained)
     start, stages = base, [run / "base"]
     if arm.start == "stage1":
         start, stages = run / "stage1" / "model", [*stages, run / "stage1"]
@@ -348,8 +349,8 @@ def _run_arm(experiment: Experiment, arm: Arm, seed: int, data: Path, run: Path)
         words.append("--swap-images")
     if arm.planner:
         words += ["--planner", base]
-    if model is pretrained:  # as it was published: it says nothing of what it is to be shown
-        model = model if Path(model).is_dir() else f"hf:{model}"
+    if model is base and pretrained is not None:
+        # As it was published: it says nothing of what it is to be shown.
         words += ["--picture-size", config.backbone.image_size]
     run_step("evaluate", "--model", model, *words)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgsd_core.evaluation.score import Record
 from mgsd_core.evaluation.untaught import STYLE, response_limit
+from mgsd_core.places import weights_place
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import Scenes
 
@@ -22,9 +23,6 @@ Progress = Callable[[int], Any]
 
 #: Side of the pictures that a model is shown which says nothing of it [px].
 DEFAULT_SIZE = 512
-
-#: What the name of a model on a hub begins with.
-HUB = "hf:"
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ def load_model(
     """
     from mgsd_core.runtime.bundle import MANIFEST
 
-    # Said, not guessed: a mistyped directory must not become a request to a hub.
-    named = model.removeprefix(HUB) if model.startswith(HUB) else None
-    path: str | Path = named or Path(model)
+    path = weights_place(model)
     if isinstance(path, Path) and (path / MANIFEST).is_file():
         return _bundle(path)
     from mgsd_core.evaluation.checkpoint import is_other_checkpoint, load_checkpoint

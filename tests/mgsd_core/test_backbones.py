@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -291,10 +292,12 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def run(*arguments: object) -> dict:
+def run(*arguments: object, cwd: Path | None = None, **env: str) -> dict:
     """Run `mgsd` and return what it prints for programs."""
     command = [sys.executable, "-m", "mgsd_core.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | env
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -328,6 +331,43 @@ def test_published_weights_go_through_both_stages_to_a_bundle(weights, data, tmp
         not torch.equal(p, dict(before.model.named_parameters())[n])
         for n, p in merged(second["model"]).model.named_parameters()
     )
+
+
+@pytest.fixture
+def hub(weights, tmp_path) -> Path:
+    """A hub's cache that has the small weights under a name; nothing else is reachable."""
+    model = tmp_path / "hub" / "hub" / "models--Qwen--Small"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(weights, model / "snapshots" / ("0" * 40))
+    return tmp_path / "hub"
+
+
+def test_weights_of_a_hub_are_named_in_every_stage(hub, data, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPE.format(weights="Qwen/Small", rank=2, merge="true"))
+    common = ("--config", recipe, "--data", data, "--out", tmp_path / "run")
+    first = run("coldstart", *common, HF_HOME=str(hub))
+    assert first["base"] == "hf:Qwen/Small"
+    out = (*common, "--student", first["model"])
+    second = run("distill", *out, HF_HOME=str(hub))
+    again = run("distill", *out, "--teacher", first["base"], HF_HOME=str(hub))
+    assert again == second
+    # A student that has not been through stage 1.
+    steps = ("--set", "distill.steps=1", "--set", "distill.batch=1")
+    words = ("--config", recipe, "--data", data, "--out", tmp_path / "two", *steps)
+    base = first["base"]
+    assert run("distill", *words, "--student", base, "--teacher", base, HF_HOME=str(hub))
+
+
+def test_an_adapter_finds_its_base_from_any_directory(weights, data, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPE.format(weights=weights, rank=2, merge="false"))
+    common = ("--config", recipe, "--data", data, "--out", tmp_path / "run")
+    first = run("coldstart", *common, "--base", weights.name, cwd=weights.parent)
+    assert Path(first["base"]) == weights
+    words = ("--model", first["model"], "--data", data, "--out", tmp_path / "judged")
+    assert run("evaluate", *words, cwd=tmp_path)
 
 
 def merged(path: str):
