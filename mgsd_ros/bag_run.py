@@ -129,6 +129,7 @@ class BagRun:
             answer = failure_to_dict(not_usable(error), header, planner)
         except Exception as error:
             # As in the node: whatever the engine says about this frame, the next may be better.
+            self._seen = None
             self.failed += 1
             answer = failure_to_dict(planning_failed(error), header, planner)
         seconds = perf_counter() - started

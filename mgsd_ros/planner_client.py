@@ -95,6 +95,7 @@ class PlannerClient(AbstractContextManager["PlannerClient"]):
     def ask(self, image: Image | CompressedImage, timeout: float) -> Played | None:
         """Publish an image and return what the node makes of it, None after `timeout` seconds."""
         began = time.monotonic()
+        self._latest.clear()  # the answer to an earlier image of the same stamp is not this one's
         answered = partial(self._has_answered, FrameHeader.of(image))
         while (left := timeout - (time.monotonic() - began)) > 0:
             # A best-effort subscription may lose a frame, as it would miss one of a real camera's.

@@ -11,7 +11,8 @@ of the image and latched for whoever joins late:
 and while somebody listens `~/overlay` (sensor_msgs/Image, the picture with the plan drawn on it)
 and, on a calibrated grid, `~/markers` (visualization_msgs/MarkerArray). `/diagnostics` says once a
 second how it does. Services: `~/enable` (std_srvs/SetBool) stops and resumes planning,
-`~/plan_once` (std_srvs/Trigger) plans on the next frame and returns the JSON of `~/actions`.
+`~/plan_once` (std_srvs/Trigger) plans on the next frame that comes and returns the JSON of
+`~/actions`.
 
 configure loads the bundle and warms it up, activate begins to listen, deactivate stops and leaves
 an empty path behind, cleanup lets go of everything. Frames that cannot be used are counted and
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -68,6 +70,7 @@ from mgsd_ros.frame_answer import (
 )
 from mgsd_ros.frame_statistics import FrameStatistics, Level
 from mgsd_ros.frame_worker import FrameWorker
+from mgsd_ros.once_requests import OnceRequests
 from mgsd_ros.overlay import draw_answer
 from mgsd_ros.parameters import ParameterError
 from mgsd_ros.work_area import CameraCalibration, WorkAreaError
@@ -87,6 +90,8 @@ _DIAGNOSTICS_PERIOD = 1.0
 # `~/plan_once` waits for a frame, and for its plan, this long [s].
 _ONCE_TIMEOUT = 10.0
 
+# When a frame came, by `time.monotonic` [s], and its message as it came.
+_Frame = tuple[float, bytes]
 
 _USAGE = """\
 usage: planner_node [--ros-args [-p NAME:=VALUE] [--params-file FILE] [-r FROM:=TO] …]
@@ -140,14 +145,15 @@ class PlannerNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_parameters)
         self.statistics = FrameStatistics()
         self.is_shut_down = False
-        self._given_up: list[FrameWorker[bytes]] = []
+        self._given_up: list[FrameWorker[_Frame]] = []
         self._is_followed = False
         self._listeners = 0
         self._planner: Planner | None = None
-        self._worker: FrameWorker[bytes] | None = None
+        self._worker: FrameWorker[_Frame] | None = None
         self._enabled = True
-        self._once: list[tuple[Future, float]] = []
-        self._once_lock = threading.Lock()
+        self._once = OnceRequests()
+        # Held to publish: an empty path is the last word, whatever is at work in the other thread.
+        self._publishing = threading.RLock()
         self._answerer: FrameAnswerer | None = None
         self._infos: Subscription | None = None
         self._calibration: CameraCalibration | None = None
@@ -232,7 +238,7 @@ class PlannerNode(LifecycleNode):
     def on_shutdown(self) -> None:
         """Stop whatever state it is in."""
         self._stop("the planner was shut down")
-        self._let_go()
+        self._let_go(for_good=True)
         self.is_shut_down = True
 
     @_transition
@@ -242,7 +248,8 @@ class PlannerNode(LifecycleNode):
         self._let_go()
 
     def _stop(self, why: str) -> None:
-        worker, self._worker = self._worker, None
+        with self._publishing:
+            worker, self._worker = self._worker, None
         if worker is None:
             return
         self.destroy_subscription(self._images)
@@ -260,11 +267,10 @@ class PlannerNode(LifecycleNode):
             f"{counts['unchanged']} unchanged, {counts['unusable']} not usable, "
             f"{counts['failed']} failed"
         )
-        self._is_followed = True  # by now whatever was published counts
-        self._withdraw(why)
-        self._answer_once(None)
+        # By now whatever was published counts.
+        self._once.answer(self._leave_empty(why))
 
-    def _let_go(self) -> None:
+    def _let_go(self, for_good: bool = False) -> None:
         if self._planner is None:
             return
         for publisher in (
@@ -275,8 +281,11 @@ class PlannerNode(LifecycleNode):
             self._diagnostics,
         ):
             self.destroy_publisher(publisher)
-        for service in (self._enable, self._plan_once):
-            self.destroy_service(service)
+        self.destroy_service(self._enable)
+        if not for_good:
+            # Else a request that was answered just now is lost with it, and rclpy fails over that;
+            # the service ends with the node.
+            self.destroy_service(self._plan_once)
         self.destroy_timer(self._timer)
         self._planner = self._answerer = None
 
@@ -292,9 +301,10 @@ class PlannerNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._enabled, self._seen = bool(request.data), None
-        if not self._enabled and self._worker is not None:
-            self._withdraw("planning was switched off")
+        with self._publishing:
+            self._enabled, self._seen = bool(request.data), None
+            if not self._enabled and self._worker is not None:
+                self._withdraw("planning was switched off")
         response.success = True
         response.message = "planning" if self._enabled else "not planning"
         self.get_logger().info(f"~/enable: {response.message}")
@@ -307,8 +317,7 @@ class PlannerNode(LifecycleNode):
             response.message = "the planner is not active"
             return response
         future: Future = Future(executor=self.executor)
-        with self._once_lock:
-            self._once.append((future, time.monotonic() + _ONCE_TIMEOUT))
+        self._once.add(future, time.monotonic())
         answer = await future
         if answer is None:
             response.message = f"no frame was planned on within {_ONCE_TIMEOUT:.0f} s"
@@ -316,23 +325,19 @@ class PlannerNode(LifecycleNode):
         response.success, response.message = answer["error"] is None, to_json(answer)
         return response
 
-    def _answer_once(self, answer: dict[str, Any] | None, until: float = np.inf) -> None:
-        """Answer the requests whose time ends before `until`."""
-        with self._once_lock:
-            due = [future for future, deadline in self._once if deadline <= until]
-            self._once = [(f, deadline) for f, deadline in self._once if deadline > until]
-        for future in due:
-            future.set_result(answer)
-
     # --- frames ---------------------------------------------------------------------------------
 
     def _on_image(self, message: bytes) -> None:
+        arrived = time.monotonic()
         self.statistics.received()
         worker = self._worker
-        if not self._enabled and not self._once:
+        if not self._is_wanted(arrived):
             self.statistics.counts["disabled"] += 1
         elif worker is not None:
-            worker.put(message)
+            worker.put((arrived, message))
+
+    def _is_wanted(self, arrived: float) -> bool:
+        return self._enabled or self._once.want(arrived)
 
     def _on_info(self, message: CameraInfo) -> None:
         try:
@@ -344,9 +349,13 @@ class PlannerNode(LifecycleNode):
     def _period(self) -> float:
         return 1 / self.settings.max_rate if self.settings.max_rate and not self._once else 0.0
 
-    def _plan_frame(self, data: bytes) -> None:
+    def _plan_frame(self, frame: _Frame) -> None:
         """Plan on one frame and publish; whatever goes wrong with a frame ends here."""
+        arrived, data = frame
         settings, statistics, answerer = self.settings, self.statistics, self._the_answerer()
+        if not self._is_wanted(arrived):  # switched off while it waited
+            statistics.counts["disabled"] += 1
+            return
         planner = answerer.planner
         began = time.monotonic()
         header = None
@@ -362,29 +371,30 @@ class PlannerNode(LifecycleNode):
                 return
             infos = self.resolve_topic_name("camera_info")
             rgb = answerer.picture(message, self._calibration, infos)
-            if self._is_unchanged(rgb):
+            if self._is_unchanged(rgb, arrived):
                 statistics.seen()
                 statistics.counts["unchanged"] += 1
                 return
             statistics.seen()
             response = planner.plan(rgb)
-            if self._worker is None or statistics is not self.statistics:
-                return  # deactivated meanwhile: the empty path that was left then is the last word
             answer = answerer.answer(response, header, settings.min_confidence)
-            self._publish(answer, header, rgb)
+            if not self._tell(answer, header, arrived, statistics, rgb):
+                return
         except NOT_USABLE as error:
             text = not_usable(error)
             statistics.trouble("unusable", Level.WARN, text)
             self._warn(type(error).__name__, text)
-            self._answer_once(failure_to_dict(text, header or FrameHeader(0, 0, ""), planner))
+            failure = failure_to_dict(text, header or FrameHeader(0, 0, ""), planner)
+            self._once.answer(failure, arrived)
         except Exception as error:
             # Whatever the engine says about this frame, the next one may be better; a robot that
             # follows the last plan must learn that there is none for what it sees now.
             text = planning_failed(error)
             statistics.trouble("failed", Level.ERROR, text)
             self._warn("failed", text)
-            if header is not None and self._worker is not None and statistics is self.statistics:
-                self._publish(failure_to_dict(text, header, planner), header)
+            self._seen = None
+            if header is not None:
+                self._tell(failure_to_dict(text, header, planner), header, arrived, statistics)
         else:
             statistics.planned(time.monotonic() - began, self._age(header))
             statistics.counts["refused"] += answer["error"] is not None
@@ -393,7 +403,7 @@ class PlannerNode(LifecycleNode):
         """Return the age of a frame [s]; below 0 where a clock or a bag has gone back."""
         return (self.get_clock().now().nanoseconds - header.nanoseconds) * 1e-9
 
-    def _is_unchanged(self, rgb: NDArray[np.uint8]) -> bool:
+    def _is_unchanged(self, rgb: NDArray[np.uint8], arrived: float) -> bool:
         """Has nothing changed since the last plan? Remembers what it has seen if something has."""
         threshold = self.settings.change_threshold
         if not threshold:
@@ -405,10 +415,34 @@ class PlannerNode(LifecycleNode):
             self._seen = None  # whoever has come since has seen nothing yet
         self._listeners = listeners
         seen = summary(rgb)
-        if self._seen is not None and not self._once and difference(seen, self._seen) <= threshold:
+        known = None if self._once.want(arrived) else self._seen
+        if known is not None and difference(seen, known) <= threshold:
             return True
         self._seen = seen
         return False
+
+    def _tell(
+        self,
+        answer: dict[str, Any],
+        header: FrameHeader,
+        arrived: float,
+        statistics: FrameStatistics,
+        rgb: NDArray[np.uint8] | None = None,
+    ) -> bool:
+        """Publish what a frame led to, and return whether it was.
+
+        Where the node was deactivated or switched off meanwhile it is not: the empty path that was
+        left then is the last word.
+        """
+        with self._publishing:
+            if self._worker is None or statistics is not self.statistics:
+                return False
+            if not self._is_wanted(arrived):
+                statistics.counts["disabled"] += 1
+                return False
+            self._publish(answer, header, rgb)
+        self._once.answer(answer, arrived)
+        return True
 
     def _publish(
         self, answer: dict[str, Any], image: FrameHeader, rgb: NDArray[np.uint8] | None = None
@@ -428,20 +462,27 @@ class PlannerNode(LifecycleNode):
         if rgb is not None and self._overlays.get_subscription_count():
             drawn = draw_answer(rgb, answer)
             self._overlays.publish(messages.image_message(drawn, image))
-        self._answer_once(answer)
 
     def _withdraw(self, why: str) -> None:
         """Leave an empty path behind if there is one to be followed."""
-        if not self._is_followed:
-            return
+        with self._publishing:
+            self._seen = None  # the same picture leads to a path again
+            if self._is_followed:
+                self._leave_empty(why)
+
+    def _leave_empty(self, why: str) -> dict[str, Any]:
+        """Publish an empty path; return what is said with it."""
         seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
         header = FrameHeader(seconds, nanoseconds, self.settings.grid_frame_id)
-        self._publish(failure_to_dict(why, header, self._the_planner()), header)
+        answer = failure_to_dict(why, header, self._the_planner())
+        with self._publishing:
+            self._publish(answer, header)
+        return answer
 
     # --- what it tells --------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
-        self._answer_once(None, until=time.monotonic())
+        self._once.answer(None, before=time.monotonic() - _ONCE_TIMEOUT)
         statistics, planner, worker = self.statistics, self._planner, self._worker
         if planner is None:
             return
@@ -520,7 +561,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         node = PlannerNode()
-    except (ParameterError, RuntimeError) as error:  # the latter where the middleware refuses
+    # The second where the middleware refuses, the third from parameters of rclpy's own.
+    except (ParameterError, RuntimeError, InvalidParameterTypeException) as error:
         rclpy.logging.get_logger("planner").fatal(_one_line(error))
         rclpy.shutdown()
         return 2

@@ -18,6 +18,7 @@ from ros_processes import Client, StartNode
 
 pytest.importorskip("rclpy", reason="rclpy is not installed (extra ros)")
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Path as PathMessage
 from sensor_msgs.msg import CompressedImage, Image
@@ -25,6 +26,9 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from mgsd_ros.answers import FrameHeader
+from mgsd_ros.messages import image_message
+from mgsd_ros.planner_client import PlannerClient
 from sim import state_to_dict
 from sim.scene import MARGIN
 
@@ -274,6 +278,81 @@ def test_planning_is_stopped_resumed_and_asked_for_once(
     client.spin_until(lambda: len(answers) == count + 1)
 
 
+def test_nothing_that_was_at_work_is_published_after_planning_was_switched_off(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_node(*PLACED, module="changed_planner", PLAN="sleep 1.5")
+    paths = client.listen(PathMessage, "/planner/plan", latched=True)
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: paths)
+    assert paths[0].poses
+    for episode in lake_episodes[:2]:  # one is at work, one waits
+        publish(episode.image)
+        client.spin_for(0.3)
+    client.call(SetBool, "enable", data=False)
+    client.spin_for(4.0)
+    assert [len(path.poses) > 0 for path in paths] == [True, False]
+    assert node.log().count("a plan is at work") == 2
+
+
+def test_a_plan_asked_for_once_is_of_a_frame_that_came_after(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_node(*PLACED, module="changed_planner", PLAN="sleep 2")
+    publish = client.camera()
+    publish(lake_episodes[0].image, "before")
+    client.spin_until(lambda: "a plan is at work" in node.log())
+    timer = client.node.create_timer(2.5, lambda: publish(lake_episodes[1].image, "after"))
+    once = client.call(Trigger, "plan_once")
+    timer.cancel()
+    assert json.loads(once.message)["frame_id"] == "after"
+
+
+def test_a_still_scene_is_planned_on_again_where_there_is_no_path(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    start_node(*PLACED, "-p", "change_threshold:=5.0", "-p", "frame_timeout:=1.0")
+    paths = client.listen(PathMessage, "/planner/plan")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 2)
+    assert paths[0].poses and not paths[1].poses  # the camera fell silent
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(paths) == 3)
+    assert paths[2].poses
+
+
+def test_a_still_scene_is_planned_on_again_after_planning_failed(
+    start_node: StartNode, client: Client, lake_episodes
+) -> None:
+    node = start_node("-p", "change_threshold:=5.0", module="changed_planner", PLAN="fail")
+    answers = client.listen(String, "/planner/actions")
+    publish = client.camera()
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(answers) == 1)
+    publish(lake_episodes[0].image)
+    client.spin_until(lambda: len(answers) == 2)
+    assert node.end() == 0
+    assert "2 failed" in node.log()
+
+
+def test_shut_down_while_a_plan_is_asked_for_it_answers_and_lives(
+    start_node: StartNode, client: Client
+) -> None:
+    node = start_node(*PLACED)
+    once = client.node.create_client(Trigger, "/planner/plan_once")
+    client.spin_until(once.service_is_ready)
+    future = once.call_async(Trigger.Request())
+    client.spin_for(0.5)
+    assert client.transition("shutdown") and client.state() == "finalized"
+    client.spin_until(future.done)
+    assert not future.result().success
+    assert "the planner was shut down" in future.result().message
+    assert node.end() == 0
+    assert "Traceback" not in node.log()
+
+
 def test_a_plan_asked_for_once_without_a_camera_is_refused_in_time(
     start_node: StartNode, client: Client
 ) -> None:
@@ -322,6 +401,23 @@ def test_an_unplaced_grid_and_useless_frames_are_in_the_diagnostics(
     empty = np.zeros((0, 0, 3), np.uint8)
     publish(empty)
     client.spin_until(lambda: any("image not usable" in m.status[0].message for m in heard))
+
+
+def test_images_of_one_stamp_get_an_answer_each(
+    start_node: StartNode, client: Client, lake_episodes, monkeypatch, ros_env: dict[str, str]
+) -> None:
+    start_node()
+    monkeypatch.setenv("ROS_DOMAIN_ID", ros_env["ROS_DOMAIN_ID"])
+    rclpy.init()
+    try:
+        with PlannerClient("player", "/image_raw", "/planner") as player:
+            header = FrameHeader(0, 0, "camera")  # as where nobody fills it in
+            images = [image_message(episode.image, header) for episode in lake_episodes[:3]]
+            played = [player.ask(image, 20) for image in images]
+    finally:
+        rclpy.shutdown()
+    states = [one.answer["state"] for one in played if one is not None]
+    assert states == [state_to_dict(episode.state) for episode in lake_episodes[:3]]
 
 
 def test_overlay_and_markers_are_drawn_for_whoever_listens(

@@ -202,6 +202,15 @@ def test_systemd_takes_the_unit() -> None:
     assert checked.returncode == 0 and "planner.service" not in checked.stdout + checked.stderr
 
 
+def test_the_environment_in_the_documentation_is_one_for_systemd() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    block = page.split("`planner.env` has what differs:")[1].split("```")[1]
+    lines = [line for line in block.splitlines()[1:] if not line.startswith("#")]
+    assert "PLANNER_SETUP" in lines[0]
+    # To systemd a comment behind a value is part of it.
+    assert all(re.fullmatch(r"[A-Z_]+=[^#]*\S", line) for line in lines)
+
+
 def test_the_reference_of_the_parameters_is_up_to_date() -> None:
     from mgsd_ros.parameters import reference
 

@@ -281,6 +281,7 @@ def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
         ),
         (("--params-file", "/not/here.yaml"), "/not/here.yaml"),
         (("--log-level", "shout"), "shout"),
+        (("-p", "use_sim_time:=1"), "use_sim_time"),
     ],
 )
 def test_what_cannot_work_ends_with_status_2_and_one_line(

@@ -34,6 +34,16 @@ def test_a_sound_picture_is_read() -> None:
     assert np.array_equal(decoded(FILES["PNG"]), RGB)
 
 
+@pytest.mark.parametrize("format", ["PNG", "PPM"])
+def test_of_16_bits_the_high_byte_is_kept(format: str) -> None:
+    grey = (RGB[:, :, 0].astype(np.uint16) << 8) | 0x7F
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, format)
+    file.seek(0)
+    picture = decode_picture(file, ["PNG", "PPM"], lambda width, height: None)
+    assert np.array_equal(picture, np.repeat(RGB[:, :, :1], 3, axis=2))
+
+
 def test_the_size_is_checked_before_anything_is_decoded() -> None:
     def check_size(width: int, height: int) -> None:
         raise LookupError(f"{width} × {height}")
