@@ -36,9 +36,9 @@ def test_a_sound_picture_is_read() -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "PPM"])
 def test_of_16_bits_the_high_byte_is_kept(format: str) -> None:
-    grey = (RGB[:, :, 0].astype(np.uint16) << 8) | 0x7F
+    grey = (RGB[:, :, 0].astype(np.int32) << 8) | 0x7F
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, format)
+    Image.fromarray(grey if format == "PPM" else grey.astype(np.uint16)).save(file, format)
     file.seek(0)
     picture = decode_picture(file, ["PNG", "PPM"], lambda width, height: None)
     assert np.array_equal(picture, np.repeat(RGB[:, :, :1], 3, axis=2))
