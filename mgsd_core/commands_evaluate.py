@@ -217,8 +217,8 @@ def _status(failed: Any, problems: list[str]) -> int:
         print(f"mgsd evaluate: left out: {problem}", file=sys.stderr)
     if failed:
         print(
-            f"mgsd evaluate: {len(failed)} requests have no answer and count as failures, first "
-            f"for {failed[0]['scene']}: {failed[0]['reason']}; the same command asks them again",
+            f"mgsd evaluate: {len(failed)} answers are missing and count as failures, first "
+            f"for {failed[0]['scene']}: {failed[0]['reason']}; the same command asks again",
             file=sys.stderr,
         )
     return 1 if failed or problems else 0

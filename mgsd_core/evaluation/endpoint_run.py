@@ -63,7 +63,7 @@ class EndpointRun:
 
     Attributes:
         endpoint: the model.
-        failed: (scene, reason) of the requests that have no answer.
+        failed: (scenes, reason) of the requests that have no answer, by their digests.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EndpointRun:
         if concurrency < 1:
             raise EndpointError("the concurrency must be at least 1")
         self.endpoint = endpoint
-        self.failed: dict[str, tuple[str, str]] = {}
+        self.failed: dict[str, tuple[list[str], str]] = {}
         self._path = directory / ANSWERS
         self._concurrency = concurrency
         self._max_tokens = max_tokens
@@ -97,6 +97,9 @@ class EndpointRun:
         self, scenes: Scenes, source: str, progress: Callable[[int], Any] | None = None
     ) -> list[Record]:
         """Ask about every scene that has no answer yet, and judge all answers.
+
+        What failed earlier in this run is not asked again: the records that were returned then
+        could not take the late answer back, and would count what the model never did.
 
         Args:
             scenes: pictures and their states.
@@ -119,6 +122,8 @@ class EndpointRun:
             for digest in asked.keys() & kept.keys():
                 self._kept += digest not in self._answers
                 self._answers[digest] = kept[digest]
+                advance(len(asked.pop(digest)))
+            for digest in asked.keys() & self.failed.keys():
                 advance(len(asked.pop(digest)))
             try:
                 asyncio.run(self._ask(scenes, source, asked, file, advance))
@@ -165,7 +170,11 @@ class EndpointRun:
                 "options": dict(self.endpoint.extra),
             },
             "usage": usage,
-            "failed": [{"scene": scene, "reason": why} for scene, why in self.failed.values()],
+            "failed": [
+                {"scene": scene, "reason": why}
+                for names, why in self.failed.values()
+                for scene in names
+            ],
         }
 
     async def _ask(
@@ -180,15 +189,14 @@ class EndpointRun:
 
         async def work(client: Client) -> None:
             for digest, indices in todo:  # one iterator for all workers
-                name = scenes.names[indices[0]]
+                names = [scenes.names[i] for i in indices]
                 try:
                     answer = await client.ask(self._question(scenes, source, indices[0]))
                 except NoAnswerError as error:
-                    self._fail(digest, name, error)
+                    self._fail(digest, names, error)
                 else:
-                    _append(file, {"scene": name, "request": digest, **asdict(answer)})
+                    _append(file, {"scene": names[0], "request": digest, **asdict(answer)})
                     self._answers[digest] = answer
-                    self.failed.pop(digest, None)
                     self._in_a_row = 0
                 advance(len(indices))
 
@@ -196,8 +204,8 @@ class EndpointRun:
             for _ in range(min(self._concurrency, len(asked))):
                 group.create_task(work(client))
 
-    def _fail(self, digest: str, name: str, error: NoAnswerError) -> None:
-        self.failed[digest] = (name, error.reason)
+    def _fail(self, digest: str, names: list[str], error: NoAnswerError) -> None:
+        self.failed[digest] = (names, error.reason)
         self._lost.append(error.attempts)
         self._in_a_row += 1
         if self._in_a_row >= max(_IN_A_ROW, self._concurrency + 1):

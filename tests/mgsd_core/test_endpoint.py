@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from PIL import Image
 
 from mgsd_core.cli import main
 from mgsd_core.prompts import instruction, parse_response, response_text
+from mgsd_core.runtime.preprocess import ImageSpec
+from mgsd_core.scenes import load_scenes
 from sim.dataset import iter_episodes, write_dataset
 
 pytest.importorskip("httpx2")
@@ -43,6 +46,7 @@ from mgsd_core.evaluation.endpoint import (
     read_reply,
     retry_after,
 )
+from mgsd_core.evaluation.endpoint_run import EndpointRun
 
 KEY = "sk-test-0123456789"
 SCENES = 12
@@ -355,6 +359,34 @@ def test_what_has_no_answer_counts_as_failure_and_is_asked_again_next_time(
     assert results["macro"]["success"] == 1.0
     assert results["failed"] == []
     assert results["usage"]["answers_kept"] == 2
+
+
+def test_what_has_no_answer_fails_with_every_scene_that_is_shown_it(server, data, tmp_path):
+    server.misbehave = lambda h, scene, times: scene == 0 and times == 1 and reply(h, 400, b"")
+    options = ("--limit", 4, "--retries", 0, "--swap-images")
+    assert _evaluate(server, data, tmp_path, *options) == 1
+    results = _results(tmp_path)
+    assert [failed["scene"] for failed in results["failed"]] == ["frozenlake-3-test-0"]
+    for judged in (results, results["image_swapped"]):
+        level = judged["families"]["frozenlake"]["levels"]["3"]
+        assert sum(level["failures"]["no answer"].values()) == 1
+    # A late answer would be in one of the two alone.
+    assert server.calls == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert _evaluate(server, data, tmp_path, *options) == 0
+    assert server.calls == {0: 2, 1: 1, 2: 1, 3: 1}
+    results = _results(tmp_path)
+    assert (results["macro"]["success"], results["failed"]) == (1.0, [])
+    assert "no answer" not in json.dumps(results["image_swapped"])
+
+
+def test_all_scenes_of_a_request_without_an_answer_are_named(server, data, tmp_path):
+    server.misbehave = lambda h, scene, _: scene == 0 and reply(h, 400, b"no")
+    scenes = load_scenes(data, "test", ImageSpec(SIZE, patch=1, merge=1)).part([0, 0, 1])
+    run = EndpointRun(Endpoint(server.url, "some/model"), tmp_path)
+    records = run.answer(replace(scenes, names=["one", "same", "other"]), "image")
+    assert [record.failure for record in records] == ["no answer", "no answer", None]
+    assert [failed["scene"] for failed in run.about()["failed"]] == ["one", "same"]
+    assert server.calls == {0: 1, 1: 1}
 
 
 @pytest.mark.parametrize(
