@@ -36,8 +36,8 @@ def evaluate(
         source: `image` (what a robot has) or `text` (the symbolic state: the upper bound).
         batch: responses generated at a time.
         progress: called with the number of scenes done since the last call.
-        room: returns how long an answer about a family may be [tokens]; by default twice the
-            longest right one beside it, enough for a model that was trained to answer so.
+        room: returns how long an answer about a family may be [tokens]; by default twice as long
+            as the right one to the scene, enough for a model that was trained to answer so.
     """
 
     def answer(part: Scenes) -> list[str]:
@@ -46,8 +46,8 @@ def evaluate(
         else:
             asked = [prompts.symbolic_prompt(s, backbone.style) for s in part.states]
         right = [prompts.response_text(s, p) for s, p in zip(part.states, part.plans, strict=True)]
-        longest = None if room is None else max(room(s.family) for s in part.states)
-        return respond(backbone, asked, part.images if source == "image" else None, right, longest)
+        rooms = None if room is None else [room(s.family) for s in part.states]
+        return respond(backbone, asked, part.images if source == "image" else None, right, rooms)
 
     return judge(scenes, answer, batch, progress)
 
@@ -95,29 +95,37 @@ def respond(
     asked: Sequence[Prompt],
     images: NDArray[np.uint8] | None,
     right: Sequence[str],
-    longest: int | None = None,
+    rooms: Sequence[int] | None = None,
 ) -> list[str]:
     """Return what the model says to prompts, greedily and all at once.
+
+    How long a response may be depends on nothing but its own scene: else what becomes of it would
+    depend on how many others, and which, are answered beside it.
 
     Args:
         backbone: the model.
         asked: the prompts.
         images: fitted pictures uint8 [N, size, size, 3], one a prompt, or None for text.
         right: the right response to each prompt.
-        longest: longest response [tokens]; None is twice the longest of `right`.
+        rooms: how long each response may be [tokens]; None is twice as long as its right one.
     """
     from mgsd_core.encoding import prompt_ids, text_ids
     from mgsd_core.rollout import generate
 
     if not asked:
         return []
+    if rooms is None:
+        rooms = [2 * len(text_ids(backbone, text)) for text in right]
     responses = generate(
         backbone,
         [prompt_ids(backbone, prompt) for prompt in asked],
         images,
-        max_new_tokens=longest or 2 * max(len(text_ids(backbone, text)) for text in right),
+        max_new_tokens=max(rooms),
     )
-    return [backbone.tokenizer.decode(r, skip_special_tokens=True) for r in responses]
+    return [
+        backbone.tokenizer.decode(response[:room], skip_special_tokens=True)
+        for response, room in zip(responses, rooms, strict=True)
+    ]
 
 
 def evaluate_bundle(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgsd_core.evaluation.answers import evaluate, judge, read_states
 from mgsd_core.evaluation.compare import CompareError, compare, comparison_table
 from mgsd_core.evaluation.intervals import (
     Level,
@@ -132,6 +134,32 @@ def test_fields_are_judged_one_by_one():
     assert record.success
     assert not record.state
     assert record.fields == {"size": True, "start": False, "goal": True, "holes": True}
+
+
+# --- how long an answer may be ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        lambda backbone, scenes, n: evaluate(backbone, scenes, "image", n),
+        lambda backbone, scenes, n: evaluate(backbone, scenes, "text", n),
+        lambda backbone, scenes, n: evaluate(backbone, scenes, "text", n, room=len),
+        lambda backbone, scenes, n: judge(scenes, partial(read_states, backbone), n),
+    ],
+    ids=["image", "text", "a room of each family", "state"],
+)
+def test_how_long_an_answer_may_be_does_not_depend_on_its_neighbours(
+    answers, restless_backbone, make_picture
+):
+    states = [sample(*task, 0) for task in (("frozenlake", 3), ("frozenlake", 6), ("maze", 3))]
+    names = [f"scene {i}" for i in range(len(states))]
+    images = np.stack([make_picture(i) for i in range(len(states))])
+    scenes = Scenes(images, states, [solve(state) for state in states], names, "")
+    alone = answers(restless_backbone, scenes, 1)
+    # It babbles: every answer is as long as it may be, and that is not the same for all.
+    assert len({len(restless_backbone.tokenizer.encode(record.text)) for record in alone}) > 1
+    assert answers(restless_backbone, scenes, len(states)) == alone
 
 
 # --- averages -----------------------------------------------------------------------------------
