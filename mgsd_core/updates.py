@@ -83,7 +83,8 @@ class Updates:
         for name, parameter in self.parameters.items():
             if f"{name}.step" in moments:
                 self._optimizer.state[parameter] = {
-                    "step": moments[f"{name}.step"],
+                    # Fused AdamW counts where the parameter is; a count is never split.
+                    "step": moments[f"{name}.step"].to(parameter.device),
                     "exp_avg": like(moments[f"{name}.exp_avg"], parameter),
                     "exp_avg_sq": like(moments[f"{name}.exp_avg_sq"], parameter),
                 }

@@ -61,6 +61,7 @@ from mgsd_core.training import (
     step_generator,
     train,
 )
+from mgsd_core.updates import Updates
 from sim import simulate, solve
 from sim.dataset import DatasetError, write_dataset
 
@@ -339,6 +340,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(stage, tmp_pat
     shutil.rmtree(weights.parent)
     assert (run(_config(checkpoint_every=2)) / "model.safetensors").is_file()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_all_that_the_optimizer_remembers_is_restored_to_where_the_parameter_is(processes):
+    """Fused AdamW refuses a step count on another device, so on a GPU no run could go on."""
+    trained = torch.nn.Parameter(torch.ones(2))
+    updates = Updates(processes, torch.nn.Module(), {"weight": trained}, _config())
+    trained.sum().backward()
+    updates.step(0.1)
+    elsewhere = torch.nn.Parameter(torch.ones(2, device="meta"))
+    moments = updates.moments()
+    updates.parameters = {"weight": elsewhere}
+    updates.restore(moments)
+    found = {key: value.device.type for key, value in updates._optimizer.state[elsewhere].items()}
+    assert found == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), "meta")
 
 
 def test_settings_may_change_as_long_as_nothing_is_lost(stage, tmp_path):
