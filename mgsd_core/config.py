@@ -61,7 +61,8 @@ class LoraConfig:
     Attributes:
         rank: 0 trains all parameters instead.
         alpha: an adapter's output is scaled by alpha / rank.
-        dropout: of an adapter's input.
+        dropout: of an adapter's input; what is dropped follows seed and step, and differs between
+            the processes that train together.
     """
 
     rank: int = 0

@@ -199,6 +199,7 @@ def train(
     alone = ExitStack()
     if processes.is_main_process:
         alone.enter_context(_locked(out))
+    drops = any(isinstance(part, torch.nn.Dropout) and part.p for part in model.modules())
     first, best = load_checkpoint(processes, out, updates)
     metrics = Metrics(out, first) if processes.is_main_process else None
     with (
@@ -219,6 +220,9 @@ def train(
             with whole_weights(updates.module):
                 work = work_of_step(step)
             model.train()
+            if drops:  # from torch's own generator; else nothing here draws from that
+                purpose = f"dropout/{processes.process_index}"
+                torch.manual_seed(step_generator(config.seed, step, purpose).initial_seed())
             what = f"{name}: the loss of step {step}"
             logged = _add_gradients(updates, work, processes, what)
             if (norm := updates.gradient_norm()) is not None:

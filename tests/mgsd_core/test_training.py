@@ -367,6 +367,39 @@ def test_settings_may_change_as_long_as_nothing_is_lost(stage, tmp_path):
     assert (run(_config(checkpoint_every=2, seed=1)) / "model.safetensors").is_file()
 
 
+@pytest.fixture
+def dropping(processes):
+    """Trains an adapter with dropout into a directory and returns it; `spoil` as of `stage`."""
+    sample = Sample(Prompt("Read.", "Say it.", has_image=False), "Size 3.", "lake-3-train-7")
+
+    def run(out, config, spoil=lambda step, losses: losses):
+        backbone = build_nano(TINY, 64, seed=0)
+        add_adapter(backbone, LoraConfig(rank=2, dropout=0.5), seed=0)
+
+        def work_of_step(step):
+            spoil(step, None)
+            return Work(supervised_passes(backbone, COMPUTE, [sample]))
+
+        path = train(backbone, config, COMPUTE, processes, out, "test", work_of_step)
+        return (path / "adapter_model.safetensors").read_bytes()
+
+    return run
+
+
+def test_dropout_follows_the_seed(dropping, tmp_path):
+    one = dropping(tmp_path / "one", _config())
+    assert dropping(tmp_path / "same", _config()) == one
+    assert dropping(tmp_path / "other", _config(seed=1)) != one
+
+
+def test_a_killed_run_with_dropout_goes_on_to_the_same_weights(dropping, tmp_path):
+    config = _config(checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        dropping(tmp_path / "killed", config, _kill_at(3))
+    torch.rand(1)  # another process would not begin where this one's generator is
+    assert dropping(tmp_path / "killed", config) == dropping(tmp_path / "whole", config)
+
+
 def test_the_best_weights_are_kept_not_the_last(stage, tmp_path):
     backbone, run = stage
     scores = iter([0.2, 0.9, 0.1])
