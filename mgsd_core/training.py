@@ -40,7 +40,7 @@ from mgsd_core.encoding import Batch, completion_hidden
 from mgsd_core.kernels import quicken
 from mgsd_core.metrics import Metrics
 from mgsd_core.model import Backbone, save_backbone
-from mgsd_core.processes import sums, together, whole, whole_weights
+from mgsd_core.processes import agree, sums, together, whole, whole_weights
 from mgsd_core.updates import Updates, start_updates
 from mgsd_core.vocabulary import LossOfLogits, chunk_length, chunked_loss
 from sim.files import write_file
@@ -135,6 +135,26 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _claimed(processes: Accelerator, out: Path, wanted: dict[str, Any]) -> Iterator[None]:
+    """Keep a directory for one run, in which nothing is written before it is known to be its own.
+
+    A run that is done is only read, by as many as like.
+    """
+    with ExitStack() as kept:
+        error: Exception | None = None
+        if processes.is_main_process:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                if not (out / "model").is_dir():
+                    kept.enter_context(_locked(out))
+                _check_same_run(out, wanted)
+            except (OSError, TrainingError) as failed:
+                error = failed
+        agree(processes, error)
+        yield
+
+
 def train(
     backbone: Backbone,
     config: StageConfig,
@@ -167,18 +187,28 @@ def train(
         OSError: something cannot be written.
     """
     wanted = {"config": config_dict(config), "compute": config_dict(compute), **(fingerprint or {})}
-    final = out / "model"
-    if processes.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        _check_same_run(out, wanted)
-    processes.wait_for_everyone()
-    model = backbone.model
-    if final.is_dir():
+    with _claimed(processes, out, wanted):
+        final = out / "model"
+        if not final.is_dir():
+            return _train(backbone, config, compute, processes, out, name, work_of_step, validate)
         if processes.is_main_process:
             remove_checkpoints(out)  # a kill may have come between the weights and this
         load_weights(backbone, final)
         return final
 
+
+def _train(
+    backbone: Backbone,
+    config: StageConfig,
+    compute: ComputeConfig,
+    processes: Accelerator,
+    out: Path,
+    name: str,
+    work_of_step: StepFunction,
+    validate: ValidateFunction | None,
+) -> Path:
+    """Train what is not done, in a directory that nobody else writes; see `train`."""
+    model = backbone.model
     if config.batch < processes.num_processes:
         raise TrainingError(
             f"{name}: {processes.num_processes} processes cannot share a batch of {config.batch}"
@@ -196,14 +226,10 @@ def train(
         # Only nano has stage 0, and the same model goes on to stage 1.
         split=not isinstance(config, TextConfig),
     )
-    alone = ExitStack()
-    if processes.is_main_process:
-        alone.enter_context(_locked(out))
     drops = any(isinstance(part, torch.nn.Dropout) and part.p for part in model.modules())
     first, best = load_checkpoint(processes, out, updates)
     metrics = Metrics(out, first) if processes.is_main_process else None
     with (
-        alone,
         tqdm(
             total=config.steps,
             initial=first,
@@ -261,6 +287,7 @@ def train(
         load_best(out, best, updates.parameters)
     # By parameters, not by the state: tied ones would be written twice.
     weights = {n: whole(p) for n, p in model.named_parameters()} if updates.in_step else None
+    final = out / "model"
     write_directory(processes, final, lambda path: save_backbone(backbone, path, weights))
     if processes.is_main_process:
         remove_checkpoints(out)

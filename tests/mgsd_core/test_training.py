@@ -320,6 +320,36 @@ def test_two_runs_in_one_directory_are_refused(stage, tmp_path):
     run(_config())
 
 
+def test_a_run_that_is_refused_leaves_no_settings_in_the_directory(stage, tmp_path):
+    """Else the same command, given again, would take the other's weights for its own."""
+    _, run = stage
+
+    def spoil(step, losses):
+        if step == 2:
+            with pytest.raises(TrainingError, match="is being trained by another process"):
+                run(_config(seed=1))
+        return losses
+
+    run(_config(), spoil)
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["seed"] == 0
+    with pytest.raises(TrainingError, match=r"config\.seed was 0, is 1"):
+        run(_config(seed=1))
+
+
+def test_a_directory_is_kept_until_its_weights_are_written(stage, tmp_path, monkeypatch):
+    _, run = stage
+    written = []
+
+    def save(*arguments):
+        with pytest.raises(TrainingError, match="is being trained by another process"):
+            run(_config(seed=1))
+        written.append(save_backbone(*arguments))
+
+    monkeypatch.setattr("mgsd_core.training.save_backbone", save)
+    run(_config())
+    assert len(written) == 1
+
+
 def _kill_at(step):
     def spoil(now, losses):
         if now == step:
