@@ -185,7 +185,7 @@ def _train_coldstart(
     judge, measure = (
         (state_recovery, "state") if config.coldstart.target == "state" else (_plans, "success")
     )
-    validate = _validation(
+    validate, judged_on = _validation(
         args.data,
         config.coldstart,
         config.compute,
@@ -216,7 +216,11 @@ def _train_coldstart(
         processes,
         scenes,
         args.out / "stage1",
-        {"base": _identity(backbone.model.name_or_path), "backbone": config_dict(settings)},
+        {
+            "base": _identity(backbone.model.name_or_path),
+            "backbone": config_dict(settings),
+            **judged_on,
+        },
         validate,
         exclude,
     )
@@ -258,7 +262,7 @@ def _train_distill(
     if exclude or config.distill.replay:
         check_same_exclusion(args.data, scenes.tasks(), exclude)
     check_not_shown(scenes, exclude)
-    validate = _validation(
+    validate, judged_on = _validation(
         args.data, config.distill, config.compute, processes, student, _plans, "success", exclude
     )
     final = train_distill(
@@ -272,6 +276,8 @@ def _train_distill(
         {
             "student": _identity(str(args.student)),
             "teacher": _identity(str(args.teacher or base)),
+            "prompt_style": student.style,
+            **judged_on,
         },
         validate,
         config.coldstart,
@@ -355,9 +361,10 @@ def _validation(
     judge: Callable[[Backbone, Scenes], list[Record]],
     measure: str,
     exclude: Exclusion,
-) -> ValidateFunction | None:
+) -> tuple[ValidateFunction | None, dict[str, str]]:
     """Return what scores a stage on held-out scenes by the macro average of a measure.
 
+    Beside it what names these scenes in what a resumed run compares: they choose its best weights.
     The scenes are shared out among the processes. None may show a state of `exclude`.
     """
     from mgsd_core.coldstart import check_not_shown
@@ -367,7 +374,7 @@ def _validation(
     from mgsd_core.training import mixed
 
     if not stage.validate_every:
-        return None
+        return None, {}
     held_out = load_scenes(data, "validation", backbone.image, limit=stage.validate_count)
     check_not_shown(held_out, exclude)
     mine = held_out.part(share(processes, range(len(held_out.states))))
@@ -378,4 +385,4 @@ def _validation(
         macro = summarise(together(processes, records))["macro"]
         return macro[measure], {f"validation_{m}": macro[m] for m in MEASURES if m != measure}
 
-    return validate
+    return validate, {"validation": held_out.digest}

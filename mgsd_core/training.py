@@ -47,6 +47,9 @@ from sim.files import write_file
 
 C = TypeVar("C", bound=StageConfig)
 
+# What earlier versions did not write into run.json: a run without them goes on as it was begun.
+_NOTED_LATER = ("prompt_style", "validation")
+
 
 class TrainingError(ValueError):
     """Training that cannot start or go on; the message says why and what is left intact."""
@@ -438,12 +441,18 @@ def _check_same_run(out: Path, wanted: dict[str, Any]) -> None:
         if not (out / "model").is_dir() and not any(out.glob("checkpoint-*")):
             write_file(file, text)  # nothing is lost
             return
+        now = json.loads(text)
         try:
             was = json.loads(file.read_text())
-        except ValueError:
+            for key in _NOTED_LATER:
+                if key not in was:
+                    now.pop(key, None)
+        except (ValueError, TypeError):
             raise TrainingError(f"{file} is damaged; remove {out} to train again") from None
+        if was == now:
+            return
         raise TrainingError(
-            f"{out} belongs to a run with other settings ({_difference(was, json.loads(text))}); "
+            f"{out} belongs to a run with other settings ({_difference(was, now)}); "
             "give another directory or remove it"
         )
     write_file(file, text)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from mgsd_core.adapters import adapter_off, add_adapter
 from mgsd_core.checkpoints import CheckpointError
+from mgsd_core.cli import main
 from mgsd_core.coldstart import Sample, shown_at, supervised_passes, text_sample
 from mgsd_core.config import (
     ColdstartConfig,
@@ -258,6 +259,37 @@ def test_other_settings_are_refused(data, tmp_path):
     assert again.returncode == 2
     assert again.stderr.strip().count("\n") == 0
     assert "config.seed was 0, is 5" in again.stderr
+
+
+def test_other_scenes_to_validate_on_and_another_prompt_style_are_refused(data, tmp_path, capsys):
+    """They change which weights are the best, and what the student reads."""
+    settings = _settings("text.steps=1", "coldstart.steps=1", "distill.steps=1")
+    settings += _settings("coldstart.validate_every=1", "distill.validate_every=1")
+
+    def mgsd(command, data, *more):
+        words = (command, "--data", data, "--out", tmp_path / "run", *settings, *more)
+        return main([str(word) for word in words])
+
+    models = ("--student", tmp_path / "run/stage1/model", "--teacher", tmp_path / "run/base/model")
+    assert mgsd("coldstart", data) == mgsd("distill", data, *models) == 0
+    other = tmp_path / "other"
+    for split, seed, count in (("train", 0, 12), ("validation", 1, 4)):
+        write_dataset(other, [("frozenlake", 3)], split, seed=seed, count=count, size=64)
+    for command, more in (("coldstart", ()), ("distill", models)):
+        capsys.readouterr()
+        assert mgsd(command, other, *more) == 2
+        assert "other settings (validation was '" in capsys.readouterr().err
+    file = tmp_path / "run" / "stage2" / "run.json"
+    noted = json.loads(file.read_text())
+    file.write_text(json.dumps({**noted, "prompt_style": "full"}))
+    assert mgsd("distill", data, *models) == 2
+    assert "prompt_style was 'full', is 'brief'" in capsys.readouterr().err
+    # Begun before either was noted.
+    file.write_text(json.dumps({k: noted[k] for k in set(noted) - {"prompt_style", "validation"}}))
+    assert mgsd("distill", data, *models) == 0
+    file.write_text("3")
+    assert mgsd("distill", data, *models) == 2
+    assert "is damaged" in capsys.readouterr().err
 
 
 def _config(**changes):
