@@ -115,7 +115,7 @@ def train_coldstart(
         mgsd_core.training.TrainingError: see `train`, or a sample is longer than allowed.
     """
     tasks = scenes.tasks()
-    replayed = round(config.batch * config.replay)
+    replayed = config.replayed
     asked = config.batch - replayed
     questions = [
         _asked(state, plan, backbone.style, config)
@@ -123,7 +123,7 @@ def train_coldstart(
     ]
     # Every question of every picture, where each is asked as often as the others.
     pairs = [(i, j) for i, of_picture in enumerate(questions) for j in range(len(of_picture))]
-    config = with_steps(config, len(pairs))
+    config = with_steps(config, len(questions) if config.by_length else len(pairs))
     sizes = [state.size for state in scenes.states]
 
     def work_of_step(step: int) -> Work:
@@ -131,7 +131,7 @@ def train_coldstart(
         chosen = []
         if config.by_length:
             shown = shown_at(sizes, config, step)
-            for place in epoch_indices(len(shown), asked, config.seed, step) if asked else []:
+            for place in epoch_indices(len(shown), asked, config.seed, step):
                 index = shown[place]
                 # What is learned from a picture grows with the words of the answer.
                 weights = [len(answer.split()) for _, answer in questions[index]]

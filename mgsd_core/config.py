@@ -109,7 +109,9 @@ class StageConfig:
 
     Attributes:
         steps: optimizer steps; 0 skips the stage, unless `epochs` says how many.
-        epochs: passes over the stage's samples, instead of `steps`.
+        epochs: passes over the samples, instead of `steps`. Samples are every picture; of stage 1
+            without `by_length` every question of every picture. Replayed text comes on top of them.
+            Stage 0 has none to come back to, and takes `steps` only.
         batch: samples a step, of all processes together.
         learning_rate: peak of the schedule.
         schedule: `cosine` to zero, or `constant`; both after the warm-up.
@@ -152,6 +154,11 @@ class StageConfig:
         if not 0.0 <= self.warmup < 1.0:
             raise ConfigError(f"{name}.warmup must be in [0, 1), not {self.warmup}")
 
+    @property
+    def replayed(self) -> int:
+        """Samples a step that are replayed text."""
+        return 0
+
 
 @dataclass(frozen=True)
 class TextConfig(StageConfig):
@@ -171,6 +178,8 @@ class TextConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.epochs:
+            raise ConfigError("text.epochs: every sample is a new one, so give text.steps")
         _share("text.reference", self.reference)
         _share("text.detours", self.detours)
         _share("text.own_state", self.own_state)
@@ -207,13 +216,18 @@ class ColdstartConfig(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _choice("coldstart.target", self.target, TARGETS)
-        _share("coldstart.replay", self.replay)
+        _replay("coldstart.replay", self.replay, self)
         _share("coldstart.reference", self.reference)
         _share("coldstart.detours", self.detours)
         _share("coldstart.own_state", self.own_state)
         _share("coldstart.curriculum", self.curriculum)
         if self.curriculum and not self.by_length:
             raise ConfigError("coldstart.curriculum is for coldstart.by_length=true only")
+
+    @property
+    def replayed(self) -> int:
+        """See `StageConfig`."""
+        return round(self.batch * self.replay)
 
 
 @dataclass(frozen=True)
@@ -257,9 +271,7 @@ class DistillConfig(StageConfig):
         super().__post_init__()
         _choice("distill.estimator", self.estimator, ESTIMATORS)
         _choice("distill.direction", self.direction, DIRECTIONS)
-        _share("distill.replay", self.replay)
-        if round(self.batch * self.replay) == self.batch:
-            raise ConfigError("distill.replay leaves no sample for pictures; make it smaller")
+        _replay("distill.replay", self.replay, self)
         _at_least("distill.topk", self.topk, 1)
         _at_least("distill.max_response", self.max_response, 1)
         if not (0.0 < self.clip_low < 1.0 and self.clip_high > 0.0 and self.dual_clip > 1.0):
@@ -273,6 +285,11 @@ class DistillConfig(StageConfig):
             raise ConfigError("distill.direction must be reverse with the sampled estimator")
         if not self.temperature > 0:
             raise ConfigError(f"distill.temperature must be above 0, not {self.temperature}")
+
+    @property
+    def replayed(self) -> int:
+        """See `StageConfig`."""
+        return round(self.batch * self.replay)
 
 
 @dataclass(frozen=True)
@@ -409,3 +426,9 @@ def _at_least(name: str, value: float, least: float) -> None:
 def _share(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{name} must be from 0 to 1, not {value}")
+
+
+def _replay(name: str, value: float, stage: StageConfig) -> None:
+    _share(name, value)
+    if stage.replayed == stage.batch:
+        raise ConfigError(f"{name} leaves no sample for pictures; make it smaller")

@@ -130,7 +130,7 @@ def train_distill(
     quicken(teacher.backbone.model)
     texts = _Texts(student, teacher.backbone, config, compute, scenes)
     config = with_steps(config, len(scenes.states))
-    replayed = round(config.batch * config.replay)
+    replayed = config.replayed
     if replayed:
         if text is None:
             raise ValueError("distill.replay needs to be told how stage 1 replays text")

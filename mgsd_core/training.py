@@ -388,7 +388,8 @@ def with_steps(config: C, samples: int) -> C:
     """Return the configuration with its epochs over so many samples turned into steps."""
     if not config.epochs:
         return config
-    return replace(config, steps=math.ceil(config.epochs * samples / config.batch), epochs=0.0)
+    a_step = config.batch - config.replayed
+    return replace(config, steps=math.ceil(config.epochs * samples / a_step), epochs=0.0)
 
 
 def rate(config: StageConfig, step: int) -> float:

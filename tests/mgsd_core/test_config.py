@@ -79,6 +79,11 @@ def test_bad_settings_are_named(override, says):
         load_config("nano", [override])
 
 
+def test_stage_0_has_no_epochs():
+    with pytest.raises(ConfigError, match=r"give text\.steps"):
+        load_config("nano", ["text.steps=0", "text.epochs=2"])
+
+
 def test_sampled_is_always_reverse():
     with pytest.raises(ConfigError, match="reverse"):
         load_config("nano", ["distill.estimator=sampled", "distill.direction=jsd"])

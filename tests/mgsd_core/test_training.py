@@ -22,7 +22,13 @@ from safetensors.torch import load_file
 from mgsd_core.adapters import adapter_off, add_adapter
 from mgsd_core.checkpoints import CheckpointError
 from mgsd_core.cli import main
-from mgsd_core.coldstart import Sample, shown_at, supervised_passes, text_sample
+from mgsd_core.coldstart import (
+    Sample,
+    shown_at,
+    supervised_passes,
+    text_sample,
+    train_coldstart,
+)
 from mgsd_core.config import (
     ColdstartConfig,
     ComputeConfig,
@@ -47,6 +53,7 @@ from mgsd_core.processes import start_processes
 from mgsd_core.prompts import (
     Prompt,
     parse_response,
+    questions,
     response_text,
     state_text,
     student_prompt,
@@ -622,9 +629,44 @@ def test_replayed_text_is_a_share_of_the_step(trained_backbone, data, processes,
     assert "text" not in json.loads((tmp_path / "without" / "run.json").read_text())
 
 
-def test_replay_leaves_room_for_pictures():
-    with pytest.raises(ConfigError, match="leaves no sample for pictures"):
-        load_config("nano", ["distill.batch=2", "distill.replay=0.9"])
+@pytest.mark.parametrize("stage", ["coldstart", "distill"])
+@pytest.mark.parametrize(("batch", "replay"), [(2, 0.9), (4, 1.0)])
+def test_replay_leaves_room_for_pictures(stage, batch, replay):
+    with pytest.raises(ConfigError, match=f"{stage}.replay leaves no sample for pictures"):
+        load_config("nano", [f"{stage}.batch={batch}", f"{stage}.replay={replay}"])
+
+
+@pytest.mark.parametrize("replay", [0.0, 0.5])
+def test_an_epoch_is_a_pass_over_the_samples(data, processes, tmp_path, monkeypatch, replay):
+    """Pictures, or questions of pictures; text that is replayed beside them does not count."""
+    begun = []
+    monkeypatch.setattr("mgsd_core.coldstart.train", lambda _, config, *__: begun.append(config))
+    monkeypatch.setattr("mgsd_core.distill.train", lambda _, config, *__: begun.append(config))
+    backbone = build_nano(TINY, 64, seed=0)
+    scenes = load_scenes(data, "train", backbone.image)
+    settings = [
+        f"{stage}.{setting}"
+        for stage in ("coldstart", "distill")
+        for setting in ("steps=0", "epochs=2", "batch=8", f"replay={replay}")
+    ]
+    for by_length in ("true", "false"):
+        config = load_config("nano", [*settings, f"coldstart.by_length={by_length}"])
+        train_coldstart(backbone, config.coldstart, COMPUTE, processes, scenes, tmp_path, {})
+    train_distill(
+        backbone,
+        frozen_teacher(backbone),
+        config.distill,
+        COMPUTE,
+        processes,
+        scenes,
+        tmp_path,
+        {},
+        text=config.coldstart,
+    )
+    asked = sum(len(questions(state)) for state in scenes.states)
+    a_step = 8 - 8 * replay
+    expected = [math.ceil(2 * count / a_step) for count in (12, asked, 12)]
+    assert [config.steps for config in begun] == expected
 
 
 def _lines(run: Path) -> list[dict[str, float]]:
