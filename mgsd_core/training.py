@@ -212,9 +212,11 @@ def _train(
 ) -> Path:
     """Train what is not done, in a directory that nobody else writes; see `train`."""
     model = backbone.model
-    if config.batch < processes.num_processes:
+    if config.batch - config.replayed < processes.num_processes:
+        less = f", {config.replayed} of it replayed text" if config.replayed else ""
         raise TrainingError(
-            f"{name}: {processes.num_processes} processes cannot share a batch of {config.batch}"
+            f"{name}: {processes.num_processes} processes cannot share a batch of "
+            f"{config.batch}{less}"
         )
     model.to(processes.device)
     quicken(model)
@@ -247,13 +249,14 @@ def _train(
             began = time.perf_counter()
             model.eval()
             with whole_weights(updates.module):
-                work = work_of_step(step)
+                attempted = _attempted(work_of_step, step)
+            work, tokens = _agreed(processes, attempted)
             model.train()
             if drops:  # from torch's own generator; else nothing here draws from that
                 purpose = f"dropout/{processes.process_index}"
                 torch.manual_seed(step_generator(config.seed, step, purpose).initial_seed())
             what = f"{name}: the loss of step {step}"
-            logged = _add_gradients(updates, work, processes, what)
+            logged = _add_gradients(updates, work, tokens, processes, what)
             if (norm := updates.gradient_norm()) is not None:
                 logged["gradient_norm"] = norm
                 if not math.isfinite(norm):
@@ -307,13 +310,49 @@ def activation_checkpointing(model: torch.nn.Module, wanted: bool) -> None:
             return
 
 
+def _attempted(work_of_step: StepFunction, step: int) -> Work | Exception:
+    """Return a step's work, or the error in its place, which all processes are to be told."""
+    try:
+        return work_of_step(step)
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _agreed(processes: Accelerator, attempted: Work | Exception) -> tuple[Work, dict[str, float]]:
+    """Return this process's work, and the completion tokens of each group in all of them.
+
+    Raises in every process the first error that one of them met: with the numbers that they
+    exchange anyway, since an exchange of its own would make every step longer.
+    """
+    mine: Any = attempted
+    if isinstance(attempted, Work):
+        passes = attempted.passes
+        mine = {g: sum(p.tokens for p in passes if p.group == g) for g in attempted.shares}
+    found = together(processes, [mine])
+    for other in found:
+        if isinstance(other, Exception):
+            raise other
+    assert isinstance(attempted, Work)
+    return attempted, {group: float(sum(f[group] for f in found)) for group in found[0]}
+
+
 def _add_gradients(
-    updates: Updates, work: Work, processes: Accelerator, what: str
+    updates: Updates,
+    work: Work,
+    tokens: Mapping[str, float],
+    processes: Accelerator,
+    what: str,
 ) -> dict[str, float]:
-    """Add a step's gradient to the parameters and return the means of what is logged."""
+    """Add a step's gradient to the parameters and return the means of what is logged.
+
+    Args:
+        updates: of the module.
+        work: of this process.
+        tokens: of each group in all processes.
+        processes: that train together.
+        what: is computed, for error messages.
+    """
     groups = list(work.shares)
-    counts = [float(sum(p.tokens for p in work.passes if p.group == g)) for g in groups]
-    tokens = dict(zip(groups, sums(processes, counts), strict=True))
     passes = list(work.passes)
     if updates.in_step:
         passes = _in_step(processes, groups, passes)
@@ -355,9 +394,10 @@ def _in_step(processes: Accelerator, groups: Sequence[str], passes: Sequence[Pas
     """
     counts = together(processes, [[sum(p.group == g for p in passes) for g in groups]])
     filled = []
-    for group, most in zip(groups, map(max, zip(*counts, strict=True)), strict=True):
+    for group, column in zip(groups, zip(*counts, strict=True), strict=True):
         mine = [p for p in passes if p.group == group]
-        if most and not mine:
+        most = max(column)
+        if most and not min(column):  # of any process: all are to end
             raise TrainingError(
                 f"the batch is too small to be shared out among {processes.num_processes} processes"
             )

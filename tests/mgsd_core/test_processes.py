@@ -191,6 +191,33 @@ def test_an_error_is_said_once_and_ends_all_processes(data, tmp_path):
     assert "above compute.max_tokens = 10" in said[0]
 
 
+_ONE_FAILS = """
+import os
+import mgsd_core.coldstart
+from mgsd_core.cli import program
+from mgsd_core.training import TrainingError
+
+def check_length(*_):
+    if os.environ["RANK"] == "1":
+        raise TrainingError("too long for one")
+
+mgsd_core.coldstart.check_length = check_length
+program()
+"""
+
+
+def test_an_error_of_any_process_is_said_by_the_one_that_speaks(data, tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(_ONE_FAILS)
+    sets = [word for s in SETTINGS for word in ("--set", s)]
+    out = tmp_path / "out"
+    done = _launch(2, str(script), "coldstart", "--data", str(data), "--out", str(out), *sets)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("mgsd coldstart:")]
+    assert said == ["mgsd coldstart: too long for one"]
+    assert "RuntimeError" not in done.stderr
+
+
 @pytest.mark.parametrize("lora", [0, 4])
 def test_parameters_split_over_two_processes_train_what_one_does(data, tmp_path, monkeypatch, lora):
     """FSDP2, on two CPU processes; accelerate's launcher has no option for that."""

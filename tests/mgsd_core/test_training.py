@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,8 +62,10 @@ from mgsd_core.prompts import (
 )
 from mgsd_core.scenes import load_scenes
 from mgsd_core.training import (
+    Pass,
     TrainingError,
     Work,
+    _in_step,
     directory_digest,
     epoch_indices,
     rate,
@@ -387,6 +390,23 @@ def test_a_directory_is_kept_until_its_weights_are_written(stage, tmp_path, monk
     monkeypatch.setattr("mgsd_core.training.save_backbone", save)
     run(_config())
     assert len(written) == 1
+
+
+def test_pictures_are_enough_for_all_processes(tmp_path):
+    backbone = build_nano(TINY, 64, seed=0)
+    three = SimpleNamespace(num_processes=3, process_index=0, is_main_process=True)
+    config = load_config("nano", ["distill.batch=8", "distill.replay=0.75"]).distill
+    with pytest.raises(TrainingError, match="3 processes cannot share a batch of 8, 6 of it repl"):
+        train(backbone, config, COMPUTE, three, tmp_path, "test", lambda step: Work([]))
+
+
+def test_passes_that_one_process_lacks_end_all(monkeypatch):
+    """Where all must make the same ones: the process that has some would wait for the other."""
+    monkeypatch.setattr("mgsd_core.training.together", lambda *_: [[1, 1], [1, 0]])
+    batch = make_batch(build_nano(TINY, 64, seed=0), [[1]], [[2]])
+    mine = [Pass(batch, None, 1, ["lake"], group) for group in ("question_loss", "text_loss")]
+    with pytest.raises(TrainingError, match="shared out among 2 processes"):
+        _in_step(SimpleNamespace(num_processes=2), ["question_loss", "text_loss"], mine)
 
 
 def _kill_at(step):
