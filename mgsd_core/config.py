@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -148,6 +149,11 @@ class StageConfig:
             _at_least(f"{name}.{key}", getattr(self, key), 0)
         for key in ("learning_rate", "weight_decay"):
             _at_least(f"{name}.{key}", getattr(self, key), 0)
+        for key in ("epochs", "learning_rate", "weight_decay"):
+            if not math.isfinite(getattr(self, key)):
+                raise ConfigError(f"{name}.{key} must be finite, not {getattr(self, key)}")
+        if not self.clip > 0:  # 0 learns nothing, and below it goes uphill
+            raise ConfigError(f"{name}.clip must be above 0, not {self.clip}")
         if self.steps and self.epochs:
             raise ConfigError(f"{name}: give steps or epochs, not both")
         _choice(f"{name}.schedule", self.schedule, ("cosine", "constant"))
@@ -333,7 +339,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 raise ConfigError(f"{key}: {part} is no section")
-        section[parts[-1]] = yaml.safe_load(value)
+        section[parts[-1]] = _parse(value, f"the value of {key}")
     return build(Config, data, "")
 
 
@@ -355,13 +361,17 @@ def _read_yaml(source: str) -> dict[str, Any]:
         entries = (files("mgsd_core") / "configs").iterdir()
         names = sorted(e.name[:-5] for e in entries if e.name.endswith(".yaml"))
         raise ConfigError(f"no configuration {source!r}; there are {', '.join(names)}, or a .yaml")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    data = _parse(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source} must hold sections")
     return data
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a day that no month has
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def build(cls: type[T], data: Any, where: str) -> T:
@@ -385,7 +395,12 @@ def build(cls: type[T], data: Any, where: str) -> T:
                 raise ConfigError(f"setting {_join(where, name)} is missing")
             continue
         values[name] = _convert(data[name], types[name], _join(where, name))
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a class that does not know where it stands
+        raise ConfigError(_join(where, str(error))) from None
 
 
 def _convert(value: Any, wanted: Any, name: str) -> Any:

@@ -79,7 +79,11 @@ class BackboneError(ValueError):
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """Sizes of the `nano` backbone; everything else follows Qwen3-VL."""
+    """Sizes of the `nano` backbone; everything else follows Qwen3-VL.
+
+    Raises:
+        ValueError: no model has these sizes; the message names one of them.
+    """
 
     hidden: int = 128
     layers: int = 4
@@ -93,6 +97,27 @@ class NanoConfig:
     deepstack: tuple[int, ...] = (0,)
     patch: int = 16
     merge: int = 2
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if name != "deepstack" and size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        head = self.hidden // self.heads
+        if head < 2 or head % 2:
+            raise ValueError(f"hidden // heads must be even and above 0, not {head}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads = {self.kv_heads}")
+        if self.vision_hidden % (4 * self.vision_heads):  # rows and columns, sines and cosines
+            raise ValueError(
+                f"vision_hidden must be a multiple of 4 * vision_heads = {4 * self.vision_heads}"
+            )
+        # Each goes into a layer of the language model of its own.
+        others = [i for i in self.deepstack if not 0 <= i < self.vision_layers]
+        if others or not len(set(self.deepstack)) == len(self.deepstack) <= self.layers:
+            raise ValueError(
+                f"deepstack must be at most {self.layers} different numbers from 0 to "
+                f"{self.vision_layers - 1}, not {list(self.deepstack)}"
+            )
 
 
 @dataclass

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mgsd_core.config import Config, ConfigError, config_dict, load_config
+from mgsd_core.model import NanoConfig
 
 
 def test_the_packaged_configuration_loads():
@@ -70,6 +73,32 @@ def test_settings_can_be_changed_one_by_one():
         ("backbone.path=somewhere", "section text is for nano"),
         ("coldstart.replay=1.5", "from 0 to 1"),
         ("backbone.prompt_style=full", "must be brief for nano"),
+        ("coldstart.learning_rate=[", r"the value of coldstart\.learning_rate is not YAML"),
+        ("coldstart.learning_rate=2026-13-01", r"coldstart\.learning_rate is not YAML"),
+        ("coldstart.learning_rate=.inf", "learning_rate must be finite"),
+        ("text.weight_decay=.inf", "weight_decay must be finite"),
+        ("coldstart.epochs=.inf", "epochs must be finite"),
+        ("text.clip=0", "clip must be above 0"),
+        ("coldstart.clip=-1", "clip must be above 0"),
+        ("distill.clip=.nan", "clip must be above 0"),
+        *(
+            (f"backbone.nano.{name}={value}", rf"backbone\.nano\.{name} must be at least 1")
+            for name in vars(NanoConfig())
+            if name != "deepstack"
+            for value in (0, -1)
+        ),
+        ("backbone.nano.heads=25", r"backbone\.nano\.hidden // heads must be even"),
+        ("backbone.nano.hidden=12", r"hidden // heads must be even"),
+        ("backbone.nano.hidden=3", r"hidden // heads must be even and above 0, not 0"),
+        ("backbone.nano.kv_heads=3", r"heads must be a multiple of kv_heads = 3"),
+        ("backbone.nano.vision_heads=3", r"vision_hidden must be a multiple of 4 \* vision_heads"),
+        (
+            "backbone.nano.vision_hidden=72",
+            r"vision_hidden must be a multiple of 4 \* vision_heads",
+        ),
+        ("backbone.nano.deepstack=[3]", "from 0 to 2"),
+        ("backbone.nano.deepstack=[-1]", "from 0 to 2"),
+        ("backbone.nano.deepstack=[0, 0]", "at most 4 different numbers"),
         ("distill.steps", "section.key=value"),
         ("distill.steps.more=1", "is no section"),
     ],
@@ -77,6 +106,16 @@ def test_settings_can_be_changed_one_by_one():
 def test_bad_settings_are_named(override, says):
     with pytest.raises(ConfigError, match=says):
         load_config("nano", [override])
+
+
+def test_deepstack_wants_a_layer_for_each():
+    settings = ["backbone.nano.layers=1", "backbone.nano.deepstack=[0, 1]"]
+    with pytest.raises(ConfigError, match="at most 1 different numbers from 0 to 2"):
+        load_config("nano", settings)
+
+
+def test_gradients_may_be_left_as_they_are():
+    assert math.isinf(load_config("nano", ["coldstart.clip=.inf"]).coldstart.clip)
 
 
 def test_stage_0_has_no_epochs():
