@@ -9,11 +9,7 @@ from __future__ import annotations
 from operator import index
 from typing import Any
 
-from mgsd_core.runtime.preprocess import MAX_PIXELS
-
-#: Longest side of a picture that is taken [px]. JPEG has no longer ones, and to shrink a line of
-#: `MAX_PIXELS` pixels takes gigabytes.
-MAX_SIDE = 65_535
+from mgsd_core.runtime.preprocess import MAX_PIXELS, MAX_SIDE
 
 #: Encodings of distances (REP 118). mono16 is none of them: it is a grey picture.
 DEPTH_ENCODINGS: tuple[str, ...] = ("16UC1", "32FC1")

@@ -308,6 +308,8 @@ class _Fields:
         value = self.value.get(name)
         if not isinstance(value, str) or (pattern and not pattern.fullmatch(value)):
             raise self.fail(name, "text" if pattern is None else "well-formed")
+        if any("\ud800" <= c <= "\udfff" for c in value):  # JSON can say halves of characters
+            raise self.fail(name, "whole characters")
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:
@@ -364,7 +366,8 @@ def _manifest(fields: _Fields) -> Manifest:
         prompts_digest=fields.text("prompts_digest", _SHA256),
         prompts={name: _prompt(prompt_fields.inner(name)) for name in names},
         tokens=_tokens(fields.inner("tokens")),
-        cache_length=fields.integer("cache_length", 1, 1 << 20),
+        # Engines hold a table of its square.
+        cache_length=fields.integer("cache_length", 1, 1 << 14),
         precision=precision,
         portable=fields.flag("portable"),
         least_agreement=least_agreement,

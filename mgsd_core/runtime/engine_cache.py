@@ -172,12 +172,19 @@ def check_private(path: Path) -> None:
 
 
 @contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Be the only one who writes to a cache; waits for others. The lock ends with this process."""
+def locked(cache: Path, wait: bool = True) -> Iterator[None]:
+    """Be the only one who writes to a cache; waits for others. The lock ends with this process.
+
+    Raises:
+        BlockingIOError: somebody else is, and `wait` is false.
+        OSError: the cache cannot be written.
+    """
     with (cache / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             print(f"another process works in {cache}; waiting for it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         # Whoever left these was killed while it wrote.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from mgsd_core.runtime.bundle import Bundle, Content
+from mgsd_core.runtime.bundle import Bundle, BundleError, Content
 from mgsd_core.runtime.engine import Engine
 from mgsd_core.runtime.engine_cache import (
     Check,
@@ -13,6 +15,7 @@ from mgsd_core.runtime.engine_cache import (
     check_private,
     entries_for,
     graph_digests,
+    locked,
     read_blob,
     read_engines,
     read_entry,
@@ -60,18 +63,34 @@ def load_engine(bundle: Bundle, name: str, cache: Path) -> tuple[Engine, Entry]:
     from mgsd_core.runtime.tensorrt_engine import TrtEngine
 
     compiled = cache / f"{entry.key.digest}.compiled"
-    engine = TrtEngine(bundle, library, engines, entry.vocabulary, read_blob(compiled))
+    known = read_blob(compiled)
+    engine = TrtEngine(bundle, library, engines, entry.vocabulary, known)
     if not is_checked(entry, bundle, gpu):
         try:
-            entry = update_check(cache, entry, _checked(bundle, engine, gpu))
+            entry = _noted(cache, entry, _checked(bundle, engine, gpu))
         except GoldenError as error:
             raise EngineError(
                 f"the {name} engine in {shown(cache)} is refused: {error}; build it again here "
                 "with mgsd build-engine"
             ) from None
-    if not compiled.exists() and (kernels := engine.compiled()):
-        write_blob(compiled, kernels)
+    # Those of another driver or GPU were not taken.
+    if (kernels := engine.compiled()) and kernels != known:
+        with suppress(OSError), locked(cache, wait=False):
+            write_blob(compiled, kernels)
     return engine, entry
+
+
+def _noted(cache: Path, entry: Entry, checked: Check) -> Entry:
+    """Write down that an engine was checked, and return that.
+
+    Where a cache cannot be written, or somebody else works in it, the engine is checked once more
+    the next time; it plans all the same.
+    """
+    with suppress(OSError, BundleError), locked(cache, wait=False):
+        # Built anew meanwhile, it is not what was checked.
+        if read_entry(cache, entry.key.digest).files == entry.files:
+            return update_check(cache, entry, checked)
+    return replace(entry, checked=checked)
 
 
 def find_engine(bundle: Bundle, library: Library, gpu: Gpu | None, cache: Path) -> Entry:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from mgsd_core.prompts import parse_response
-from mgsd_core.runtime.bundle import Bundle, Golden
-from mgsd_core.runtime.engine import Engine
+from mgsd_core.runtime.bundle import Bundle, BundleError, Golden
+from mgsd_core.runtime.engine import Engine, InferenceError
 from mgsd_core.runtime.planner import Planner
+from mgsd_core.runtime.preprocess import ImageError, check_size
+from sim.pictures import PictureError, decode_picture
 
 
 class GoldenError(ValueError):
@@ -48,8 +50,17 @@ def check_goldens(bundle: Bundle, engine: Engine) -> Agreement:
     """Answer all goldens with an engine.
 
     Raises:
-        GoldenError: fewer plans agree than the manifest wants; in fp32, a text differs.
+        GoldenError: fewer plans agree than the manifest wants; in fp32, a text differs; or the
+            engine cannot answer, as where numbers overflow.
+        BundleError: a picture is none.
     """
+    try:
+        return _compared(bundle, engine)
+    except InferenceError as error:
+        raise GoldenError(f"it does not answer: {error}") from error
+
+
+def _compared(bundle: Bundle, engine: Engine) -> Agreement:
     manifest = bundle.manifest
     planners: dict[str, Planner] = {}
     plans = texts = 0
@@ -57,7 +68,8 @@ def check_goldens(bundle: Bundle, engine: Engine) -> Agreement:
     for golden in tqdm(manifest.goldens, "checking answers", disable=None):
         if golden.family not in planners:  # its instruction takes the other's place in the cache
             planners = {golden.family: Planner(bundle, engine, golden.family)}
-        said = planners[golden.family].plan(golden_image(bundle, golden))
+        picture = golden_image(bundle, golden)
+        said = planners[golden.family].plan(picture)
         texts += said.text == golden.text
         # Where there is no plan in the golden text, there should be none in the answer.
         agrees = said.plan == parse_response(golden.text, golden.family).plan
@@ -75,6 +87,15 @@ def check_goldens(bundle: Bundle, engine: Engine) -> Agreement:
 
 
 def golden_image(bundle: Bundle, golden: Golden) -> NDArray[np.uint8]:
-    """Return a golden picture, uint8 [H, W, 3]."""
-    with Image.open(io.BytesIO(bundle.files[golden.image]), formats=("PNG",)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    """Return a golden picture, uint8 [H, W, 3].
+
+    Raises:
+        BundleError: it is no PNG, or absurdly large.
+    """
+    where = f"{golden.image} in {bundle.path}"
+    try:
+        return decode_picture(
+            io.BytesIO(bundle.files[golden.image]), ["PNG"], partial(check_size, where=where)
+        )
+    except (PictureError, ImageError) as error:
+        raise BundleError(f"{where} cannot be read: {error}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mgsd_core.runtime.preprocess import MAX_PIXELS, ImageError
+from mgsd_core.runtime.preprocess import ImageError, check_size
 from sim.pictures import PictureError, decode_picture
 
 #: Formats that are read; Pillow knows more, some of which run other programs.
@@ -22,16 +23,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ImageError: not a picture, truncated, empty or absurdly large.
         OSError: it cannot be opened.
     """
-
-    def check_size(width: int, height: int) -> None:
-        if width * height > MAX_PIXELS:
-            raise ImageError(
-                f"cannot read the picture {path}: more than {MAX_PIXELS} pixels, {width} × {height}"
-            )
-
     with Path(path).open("rb") as file:
         try:
-            return decode_picture(file, FORMATS, check_size, upright=True)
+            size = partial(check_size, where=str(path))
+            return decode_picture(file, FORMATS, size, upright=True)
         except PictureError as error:
             raise ImageError(f"cannot read the picture {path}: {error}") from error
 

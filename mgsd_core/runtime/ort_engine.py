@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mgsd_core.runtime.bundle import DATA_SUFFIX, DECODER, VISION, Bundle, BundleError
-from mgsd_core.runtime.engine import check_finite, fill_pass
+from mgsd_core.runtime.engine import InferenceError, check_finite, fill_pass
 
 # One step of a smaller decoder is over before a second thread is at work.
 _SINGLE_THREAD_BYTES = 64 << 20
@@ -28,6 +29,12 @@ _TYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+
+
+# What the decoder takes and gives as whole numbers, as real ones, and as those of its precision.
+_WHOLE = ("input_ids", "position_ids", "asked", "write_index", "tokens")
+_REAL = ("probabilities", "total", "logits")
+_INNER = ("visual_embeds", "deepstack_embeds")
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,10 @@ class OrtEngine:
 
     def see(self, pixels: NDArray[np.float32]) -> None:
         """See `Engine.see`."""
-        self._embeds, self._deepstack = self._vision.run(
-            ["image_embeds", "deepstack_embeds"], {"pixel_values": pixels}
-        )
+        with _failing():
+            self._embeds, self._deepstack = self._vision.run(
+                ["image_embeds", "deepstack_embeds"], {"pixel_values": pixels}
+            )
 
     def read(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
@@ -80,7 +88,10 @@ class OrtEngine:
         """See `Engine.read`."""
         outputs = self._run(ids, positions, start, asked, logits=False)
         check_finite(outputs["total"])
-        return outputs["tokens"][0].tolist(), outputs["probabilities"][0].tolist()
+        tokens: list[int] = outputs["tokens"][0].tolist()
+        if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
+            raise InferenceError("the model names tokens that are none: its graphs are damaged")
+        return tokens, outputs["probabilities"][0].tolist()
 
     def read_logits(
         self, ids: Sequence[int], positions: NDArray[np.int64], start: int, asked: int = 1
@@ -113,7 +124,8 @@ class OrtEngine:
             places = np.flatnonzero(given["input_ids"][0] == self._image_token)
             given["visual_embeds"][0, places] = self._embeds
             given["deepstack_embeds"][0, :, places] = self._deepstack.swapaxes(0, 1)
-        self._decoder.run_with_iobinding(step.binding)
+        with _failing():
+            self._decoder.run_with_iobinding(step.binding)
         if self._portable:
             for name, array in self._cache.items():
                 array[:, :, start : start + count] = step.outputs[name.replace("past", "present")]
@@ -168,6 +180,8 @@ class OrtEngine:
         seen = {i.name: i.shape for i in (*self._vision.get_inputs(), *self._vision.get_outputs())}
         given = {name: i.shape for name, i in self._inputs.items()}
         said = {o.name: o.shape for o in self._decoder.get_outputs()}
+        pixels = [i.type for i in self._vision.get_inputs()]
+        types = {i.name: i.type for i in (*self._inputs.values(), *self._decoder.get_outputs())}
         try:
             hidden, layers = seen["image_embeds"][-1], seen["deepstack_embeds"][0]
             self.vocabulary = int(said["logits"][-1])
@@ -197,7 +211,16 @@ class OrtEngine:
                     == [1, s[1], "S" if self._portable else length, s[3]]
                     for name, s in caches.items()
                 )
-                and all(i.type in _TYPES for i in self._inputs.values())
+                and all(isinstance(side, int) for s in caches.values() for side in s)
+                and all(isinstance(side, int) for side in (hidden, layers))
+                and pixels == ["tensor(float)"]
+                and all(types[name] == "tensor(int64)" for name in _WHOLE if name in types)
+                and all(types[name] == "tensor(float)" for name in _REAL)
+                and types["attention_mask"] == "tensor(bool)"
+                and all(
+                    types[name] in ("tensor(float)", "tensor(float16)")
+                    for name in (*_INNER, *caches, *(c.replace("past", "present") for c in caches))
+                )
             )
         except (KeyError, IndexError, ValueError, TypeError):
             fits = False
@@ -207,10 +230,24 @@ class OrtEngine:
             )
 
 
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turn what ONNX Runtime raises over a pass into one line."""
+    try:
+        yield
+    except Exception as error:  # it has no common class for them
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InferenceError(f"ONNX Runtime cannot run the graphs: {line[:300]}") from None
+
+
 def _session(bundle: Bundle, name: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Weights beside a graph are given below, as they were checked; it finds no others anywhere.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     data = bundle.files.get(name + DATA_SUFFIX)
     try:
         if data is not None:

@@ -15,6 +15,10 @@ from PIL import Image
 #: Most pixels of one picture that is accepted, a guard against absurd sizes in untrusted input.
 MAX_PIXELS = 64_000_000
 
+#: Longest side of one [px]. JPEG has no longer ones, and to shrink a line of `MAX_PIXELS` pixels
+#: takes gigabytes.
+MAX_SIDE = 65_535
+
 
 class ImageError(ValueError):
     """A picture that cannot be planned from; the message says what is wrong with it."""
@@ -69,11 +73,18 @@ def check_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ImageError(f"a picture must have the shape [H, W, 3], not {list(rgb.shape)}")
     height, width = rgb.shape[:2]
-    if height == 0 or width == 0:
-        raise ImageError(f"the picture is empty: {width} × {height} px")
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"the picture has {width} × {height} px, more than {MAX_PIXELS} in all")
+    check_size(width, height)
     return rgb
+
+
+def check_size(width: int, height: int, where: str = "the picture") -> None:
+    """Raise `ImageError` unless there are pixels, no more than `MAX_PIXELS` and `MAX_SIDE`."""
+    if height == 0 or width == 0:
+        raise ImageError(f"{where} is empty: {width} × {height} px")
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"{where} has {width} × {height} px, more than {MAX_PIXELS} in all")
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(f"{where} has {width} × {height} px, a side of more than {MAX_SIDE}")
 
 
 def fit(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:

@@ -234,6 +234,16 @@ def _config(library: Library, builder: Any, key: Key, workspace: int | None) -> 
     return config
 
 
+def _inner_tensors(graph: Any) -> Iterator[Any]:
+    """Yield the tensors in a graph's nodes, and all those of the graphs in them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from inner.initializer
+                yield from _inner_tensors(inner)
+
+
 def parse_graph(
     bundle: Bundle, library: Library, builder: Any, graph: str, attention: str
 ) -> tuple[Any, Any]:
@@ -245,7 +255,8 @@ def parse_graph(
     kept: list[Any] = [parser]
     model, data = bytes(bundle.files[graph]), bundle.files.get(graph + DATA_SUFFIX)
     external = []
-    if data is not None or attention == "fp32":
+    # Weights elsewhere are said with a key of this name; TensorRT would open any file for them.
+    if data is not None or attention == "fp32" or b"location" in model:
         import onnx
 
         proto = onnx.load_model_from_string(model)
@@ -255,6 +266,8 @@ def parse_graph(
             attend_in_fp32(proto)
             model = proto.SerializeToString()
         external = [t for t in proto.graph.initializer if t.external_data]
+        if any(t.external_data for t in _inner_tensors(proto.graph)):
+            raise EngineError(f"{graph} in {bundle.path} has weights elsewhere inside its nodes")
     parsed = parser.load_model_proto(model) if external else parser.parse(model)
     if external:
         if data is None:

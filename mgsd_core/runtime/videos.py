@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgsd_core.runtime.preprocess import MAX_PIXELS, ImageError
+from mgsd_core.runtime.preprocess import MAX_PIXELS, ImageError, check_size
 
 #: What a file must be called to be taken for a video.
 SUFFIXES = (
@@ -107,11 +107,10 @@ def _whole_frames(container: Any, path: Path, every: int) -> Generator[Frame, No
     if stream.codec_context is None:
         raise VideoError(f"cannot read the video {path}: its codec is unknown; convert it to H.264")
     # The header says it; hardly anything has been decoded yet. Later pictures may be larger.
-    if stream.width * stream.height > MAX_PIXELS:
-        raise VideoError(
-            f"cannot read the video {path}: more than {MAX_PIXELS} pixels a frame: "
-            f"{stream.width} × {stream.height}; scale it down"
-        )
+    try:
+        check_size(stream.width, stream.height, "a frame")
+    except ImageError as error:
+        raise VideoError(f"cannot read the video {path}: {error}; scale it down") from None
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     count, first, end = 0, None, 0.0
 

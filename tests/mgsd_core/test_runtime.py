@@ -463,12 +463,13 @@ def bad_pictures(make_picture, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     (folder / "huge.png").write_bytes(huge_png())
+    Image.new("1", (70_000, 2)).save(folder / "thin.png")
     (folder / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     return sorted(folder.iterdir())
 
 
 def test_bad_picture_files_are_refused(bad_pictures):
-    assert len(bad_pictures) == 5
+    assert len(bad_pictures) == 6
     for path in bad_pictures:
         with pytest.raises(ImageError, match=path.name.replace(".", r"\.")):
             read_image(path)

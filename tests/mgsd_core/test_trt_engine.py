@@ -22,6 +22,7 @@ from mgsd_core.export import export_bundle
 from mgsd_core.runtime import InferenceError, Planner, cuda
 from mgsd_core.runtime.bundle import DECODER, VISION, Bundle, BundleError, read_bundle
 from mgsd_core.runtime.engine_cache import (
+    locked,
     open_cache,
     read_blob,
     read_entry,
@@ -222,6 +223,43 @@ def test_an_engine_is_checked_when_it_is_first_loaded(ready, bundle_of, monkeypa
     monkeypatch.setattr("mgsd_core.runtime.goldens.check_goldens", None)  # not called again
     _, again = load_engine(bundle, TENSORRT_RTX, cache)
     assert again == found and library.module.given == [b"kernels"]
+
+
+def test_kernels_that_were_not_taken_are_replaced(ready, bundle_of):
+    bundle = bundle_of()
+    cache, _, entry = ready(bundle)
+    compiled = cache / f"{entry.key.digest}.compiled"
+    compiled.write_bytes(b"of another driver")
+    load_engine(bundle, TENSORRT_RTX, cache)
+    assert read_blob(compiled) == b"kernels"
+
+
+def test_a_cache_in_which_nothing_can_be_noted_gives_its_engine_all_the_same(ready, bundle_of):
+    bundle = bundle_of()
+    cache, _, entry = ready(bundle)
+    with locked(cache):  # somebody builds
+        _, found = load_engine(bundle, TENSORRT_RTX, cache)
+    assert found.checked is not None
+    assert read_entry(cache, entry.key.digest).checked is None
+    assert not (cache / f"{entry.key.digest}.compiled").exists()
+
+
+def test_an_engine_that_is_built_anew_meanwhile_is_not_called_checked(
+    ready, bundle_of, monkeypatch
+):
+    bundle = bundle_of()
+    cache, _, entry = ready(bundle)
+    module = sys.modules[load_engine.__module__]
+    check = module._checked
+
+    def checked(*arguments):
+        found = check(*arguments)
+        write_entry(cache, entry.key, {VISION: b"new", DECODER: b"new"}, "graph", 5, None)
+        return found
+
+    monkeypatch.setattr(module, "_checked", checked)
+    load_engine(bundle, TENSORRT_RTX, cache)
+    assert read_entry(cache, entry.key.digest).checked is None
 
 
 def test_an_engine_that_answers_otherwise_is_refused(ready, bundle_of, make_restless, tmp_path):
