@@ -128,8 +128,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise ValueError("--data (or --cases) and --out are needed to evaluate a model")
     if args.batch < 1 or (args.limit is not None and args.limit < 1):
         raise ValueError("--batch and --limit must be at least 1")
-    if not 1 <= (args.picture_size or 1) <= _LARGEST or (args.max_tokens or 1) < 1:
-        raise ValueError(f"--picture-size must be 1 to {_LARGEST} px, --max-tokens at least 1")
+    if args.picture_size is not None and not 1 <= args.picture_size <= _LARGEST:
+        raise ValueError(f"--picture-size must be 1 to {_LARGEST} px, not {args.picture_size}")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise ValueError(f"--max-tokens must be at least 1, not {args.max_tokens}")
     model = _model(args)
     asked = args.input or ("image" if args.endpoint else "both")
     sources = model.reads if asked == "both" else (asked,)
@@ -193,6 +195,7 @@ def _judge(
             family: {name: told["success"][name] for name in ("difference", "interval")}
             for family, told in gap["families"].items()
         }
+    swapped = None
     if args.swap_images:
         swapped, shown = scenes.swapped()
         records["swapped"] = _answers(model, swapped, "image", "swapped")
@@ -204,7 +207,7 @@ def _judge(
     report |= model.about()
     if args.cases is not None:
         report["problems"] = problems
-    write_results(args.out, report, records, scenes)
+    write_results(args.out, report, records, scenes, swapped)
     page = write_report(args.out)
     print(table(rows), file=sys.stderr)
     where = {"results": str(args.out / "results.json"), "report": str(page)}
@@ -228,8 +231,10 @@ def _compare(args: argparse.Namespace) -> int:
     from mgsd_core.evaluation.compare import compare, comparison_table
     from mgsd_core.evaluation.results import read_results
 
-    if args.data is not None or args.cases is not None:
-        raise ValueError("--compare reads results: it takes neither --data nor --cases")
+    asked = ("data", "cases", "limit", "swap_images", "picture_size", "max_tokens", "endpoint")
+    if given := [name for name in asked if getattr(args, name) not in (None, False)]:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"--compare reads results, and takes no --{option}")
     if args.input == "both":
         raise ValueError("--compare looks at one --input: image or text")
     first, second = (read_results(path) for path in args.compare)

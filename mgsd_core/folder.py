@@ -11,6 +11,7 @@ A folder holds pictures and, for each split, a list `train.jsonl`, `validation.j
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,9 @@ def _picture(folder: Path, line: bytes, where: str) -> Picture:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    path = (folder / name).resolve()
-    return path != folder.resolve() and path.is_relative_to(folder.resolve())
+    # Unlike `Path.resolve` it does not raise where links lead to each other.
+    path, whole = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
+    return path != whole and path.is_relative_to(whole)
 
 
 def _checked_plan(text: Any, state: State, shortest: Plan) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mgsd_ros.bag_reader import BagError
@@ -20,6 +21,11 @@ def check_directory(path: Path) -> None:
             raise NotADirectoryError(f"{place} is a file, not a directory")
 
 
+def _resolved(path: Path) -> Path:
+    """Return a path without links; unlike `Path.resolve` where these lead to each other, too."""
+    return Path(os.path.realpath(path))
+
+
 def check_places(bag: Path, out: Path, plans: Path | None) -> None:
     """Check that neither results nor a bag of plans take the place of the bag that is evaluated.
 
@@ -33,9 +39,9 @@ def check_places(bag: Path, out: Path, plans: Path | None) -> None:
         NotADirectoryError: one of them is to lie below a file.
     """
     # By its own name and by what that leads to: neither link nor recording is to be replaced.
-    recordings = [bag.resolve(), bag.parent.resolve() / bag.name]
+    recordings = [_resolved(bag), _resolved(bag.parent) / bag.name]
     if plans is not None:
-        place = plans.resolve()
+        place = _resolved(plans)
         if any(_overlap(place, recording) for recording in recordings):
             raise BagError(
                 f"{plans} is the bag that is evaluated, or one of them lies inside the other; "
@@ -43,7 +49,7 @@ def check_places(bag: Path, out: Path, plans: Path | None) -> None:
             )
         check_directory(plans.parent)
     is_one_file = bag.is_file() and (bag.parent / "metadata.yaml").exists()
-    if out.resolve() == (bag.parent if is_one_file else bag).resolve() and bag.exists():
+    if _resolved(out) == _resolved(bag.parent if is_one_file else bag) and bag.exists():
         raise BagError(f"{out} is the bag that is evaluated; give --out a place of its own")
     check_directory(out)
 

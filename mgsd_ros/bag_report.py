@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,8 +123,10 @@ def bag_report(
         for line, kind in zip(lines, kinds, strict=True)
         if line["index"] in pictures
     ]
-    reasons = Counter(_reason(line) for line in lines)
-    del reasons[None]
+    reasons = Counter(_without_numbers(reason) for line in lines if (reason := _reason(line)))
+    most = reasons.most_common(_MOST_REASONS)
+    if others := reasons.total() - sum(count for _, count in most):
+        most.append(("others", others))
     stamps = [line["stamp"]["sec"] + 1e-9 * line["stamp"]["nanosec"] for line in lines]
     return render(
         "mgsd_ros/bag_report.html",
@@ -132,7 +135,7 @@ def bag_report(
         tiles=_tiles(summary, timings["stages"], has_truth),
         chart=_chart(lines, kinds, labels, [times["frame"] for times in timings["frames"]]),
         kinds=[(kind, labels[kind], counts[kind]) for kind in _KINDS if counts[kind]],
-        reasons=reasons.most_common(_MOST_REASONS),
+        reasons=most,
         stages={name: timings["stages"][name] for name in _STAGES if name in timings["stages"]},
         shown=(
             "Each with its plan, as the model saw it."
@@ -155,7 +158,7 @@ def _kind(line: Mapping[str, Any]) -> _Kind:
 
 
 def _reason(line: Mapping[str, Any]) -> str | None:
-    """Return why a frame is none of the good ones, without what differs from frame to frame."""
+    """Return why a frame is none of the good ones; None of one that is."""
     if line["error"] is not None:
         return str(line["error"])
     judged = line["verdict"] if line["record"] is None else line["record"]
@@ -163,6 +166,11 @@ def _reason(line: Mapping[str, Any]) -> str | None:
         return None
     where = "in the state that the model sees" if line["record"] is None else "in the true state"
     return f"the plan fails {where}: {judged['failure']}"
+
+
+def _without_numbers(reason: str) -> str:
+    """Return a reason without what differs from frame to frame: cells, shares, seconds."""
+    return re.sub(r"\d+(\.\d+)?", "…", reason)
 
 
 def _says(line: Mapping[str, Any]) -> str:

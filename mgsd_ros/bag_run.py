@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgsd_core.evaluation.score import NO_ANSWER, UNPARSABLE, Record, record_dict, score
+from mgsd_core.evaluation.score import NO_ANSWER, REFUSED, UNPARSABLE, Record, record_dict, score
 from mgsd_core.prompts import ParsedResponse
 from mgsd_core.runtime import Response
 from mgsd_ros.answers import failure_to_dict
@@ -178,13 +178,14 @@ class BagRun:
 def _judge(
     index: int, frame: BagFrame, response: Response | None, error: str | None
 ) -> Record | None:
+    """Judge what the node would publish: a plan that is refused, an `error`, is none."""
     if frame.truth is None:
         return None
     state, plan, text = (
         (None, None, "") if response is None else (response.state, response.plan, response.text)
     )
-    parsed = ParsedResponse(state, plan, error)
-    failed = NO_ANSWER if response is None else UNPARSABLE
+    failed = NO_ANSWER if response is None else UNPARSABLE if plan is None else REFUSED
+    parsed = ParsedResponse(state, plan if error is None else None, error)
     truth = frame.truth
     return score(f"frame-{index}", truth.state, truth.plan, parsed, text, failed)
 

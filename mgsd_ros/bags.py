@@ -7,6 +7,7 @@ Read and written without ROS. Bags come from anywhere: whatever is wrong with on
 from __future__ import annotations
 
 import json
+import operator
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -234,7 +235,9 @@ def _read_truths(reader: BagReader, topic: str) -> Iterator[tuple[int, Truth]]:
             data = json.loads(message.data)
             state = state_from_dict(data["state"])
             plan = parse_plan(data["plan"], state.family)
-            stamp = data["stamp"]["sec"] * 10**9 + data["stamp"]["nanosec"]
+            # A text or a list could be multiplied, too, into gigabytes.
+            seconds, rest = (operator.index(data["stamp"][key]) for key in ("sec", "nanosec"))
+            stamp = seconds * 10**9 + rest
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise BagError(
                 f"{reader.path}: message {number} of {topic} holds no true state "

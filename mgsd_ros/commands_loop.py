@@ -132,12 +132,12 @@ def run_closed_loop(args: argparse.Namespace) -> int:
         **report([(scene.family, scene.level, run) for scene, run in runs]),
     }
     lines = [json.dumps(asdict(scene) | run_dict(run)) + "\n" for scene, run in runs]
-    if reels:
-        write_file(args.out / "loop.gif", encode_film(reels))
-    else:
-        (args.out / "loop.gif").unlink(missing_ok=True)  # of an earlier run
+    (args.out / "loop.gif").unlink(missing_ok=True)  # of an earlier run
     write_file(args.out / "episodes.jsonl", "".join(lines))
     write_file(args.out / "results.json", json.dumps(results, indent=1, default=str) + "\n")
+    # Last: a film that is too long takes no result with it.
+    if reels:
+        write_file(args.out / "loop.gif", encode_film(reels))
     print(table(results))
     waits = results["seconds_per_plan"]
     print(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mgsd_core.evaluation.boards import Board, draw_board, drawn_fields, is_usable
 from mgsd_core.evaluation.results import Results, ResultsError, Shown
-from mgsd_core.evaluation.score import NO_ANSWER, UNPARSABLE, Cause, Record
+from mgsd_core.evaluation.score import NO_ANSWER, REFUSED, UNPARSABLE, Cause, Record
 from mgsd_core.prompts import find_language, parse_response
 from sim import Failure, Plan, State
 
@@ -28,6 +28,7 @@ _FAILURES = {
     Failure.INCOMPLETE.value: "ends too early",
     UNPARSABLE: "no plan to be read",
     NO_ANSWER: "no answer",
+    REFUSED: "not to be followed",
 }
 
 #: Causes: in a table's head, and in a sentence.

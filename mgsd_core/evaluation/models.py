@@ -64,11 +64,17 @@ def load_model(
     Raises:
         mgsd_core.model.BackboneError: weights that cannot be loaded.
         mgsd_core.runtime.bundle.BundleError: a bundle that cannot.
+        ValueError: a bundle with a size or a length of answers.
     """
     from mgsd_core.runtime.bundle import MANIFEST
 
     path = weights_place(model)
     if isinstance(path, Path) and (path / MANIFEST).is_file():
+        if size is not None or max_tokens is not None:
+            raise ValueError(
+                f"{model} is a bundle: it says itself how large pictures are and how long answers; "
+                "leave out --picture-size and --max-tokens"
+            )
         return _bundle(path)
     from mgsd_core.evaluation.checkpoint import is_other_checkpoint, load_checkpoint
 

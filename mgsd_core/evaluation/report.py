@@ -356,6 +356,7 @@ def _comparison(compared: Mapping[str, Any]) -> dict[str, Any]:
         "other": str(compared["first"]["model"] or "the other model"),
         "count": compared["count"],
         "left_out": sum(compared["left_out"].values()),
+        "other_pictures": compared["other_pictures"],
         "verdict": (
             f"It is {better}: the interval of the difference of macro success leaves out 0."
             if better

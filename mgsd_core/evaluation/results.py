@@ -82,6 +82,7 @@ def write_results(
     report: Mapping[str, Any],
     records: Mapping[str, Sequence[Record]],
     scenes: Scenes,
+    swapped: Scenes | None = None,
 ) -> None:
     """Write results. Nothing of an earlier evaluation is left in `out`.
 
@@ -90,15 +91,18 @@ def write_results(
         report: for `results.json`, without the schema's version.
         records: by source.
         scenes: that were judged, for their states and pictures.
+        swapped: the same with swapped pictures, where there are records of these.
     """
     out.mkdir(parents=True, exist_ok=True)
     # Last what says that the rest is there; what it said before is no longer true.
     for name in ("results.json", "report.html"):
         (out / name).unlink(missing_ok=True)
     states = dict(zip(scenes.names, scenes.states, strict=True))
-    pictures = dict(zip(scenes.names, scenes.pictures, strict=False))
+    seen = {"image": scenes, "swapped": swapped}
     for source in SOURCES:
         file = out / f"responses_{source}.jsonl"
+        shown_as = seen.get(source)  # from text no picture is seen
+        pictures = dict(zip(shown_as.names, shown_as.pictures, strict=False)) if shown_as else {}
         if source in records:
             lines = [
                 record_dict(r)

@@ -22,6 +22,9 @@ UNPARSABLE = "unparsable"
 #: Failure of a scene to which there was no response.
 NO_ANSWER = "no answer"
 
+#: The failure of a plan that a robot is not to follow, whatever it would have come to.
+REFUSED = "refused"
+
 
 class Cause(StrEnum):
     """What a plan that failed is to be blamed on."""

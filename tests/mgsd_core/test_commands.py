@@ -62,6 +62,17 @@ def test_with_the_pictures_of_other_scenes_a_model_that_looks_falls_to_chance(
     swapped = results["image_swapped"]
     assert results["macro"]["success"] == 1.0
     assert swapped["count"] == 16
+    hashes = {
+        source: {
+            line["scene"]: line["picture"]
+            for text in (tmp_path / f"responses_{source}.jsonl").read_text().splitlines()
+            for line in [json.loads(text)]
+        }
+        for source in ("image", "swapped")
+    }
+    # Each line names the picture that was shown.
+    assert all(hashes["swapped"][scene] != shown for scene, shown in hashes["image"].items())
+    assert set(hashes["swapped"].values()) == set(hashes["image"].values())
     # It answers every picture by heart, so it plans without a fault for the scene that is shown.
     assert swapped["macro"]["success"] == swapped["chance"]["macro"]["success"] < 0.5
     assert swapped["macro"]["state"] == 0.0

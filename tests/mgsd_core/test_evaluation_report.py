@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -311,6 +312,16 @@ def test_two_models_are_compared_and_their_scenes_found(results: Results, other:
     )
     assert mine is not None and its is not None
     assert {mine[1][0], its[1][0]} == {"+", "−"} and mine[1][1:] == its[1][1:]
+
+
+def test_models_that_saw_other_pictures_are_told_apart(results: Results) -> None:
+    names = [record.scene for record in results.records["image"]]
+    ours, theirs = (
+        dataclasses.replace(results, pictures=dict.fromkeys(names, digest)) for digest in "ab"
+    )
+    warning = f"Not the same pictures in {len(names)} scenes"
+    assert warning in evaluation_report(ours, theirs)
+    assert warning not in evaluation_report(ours, ours)
 
 
 def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path) -> None:

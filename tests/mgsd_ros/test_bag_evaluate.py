@@ -187,6 +187,22 @@ def test_a_summary_names_all_that_it_depends_on(
     assert digest_there() != code_digest()
 
 
+def test_what_the_node_would_not_have_followed_is_no_success(
+    lake_bag: Path, planner: Planner, tmp_path: Path
+) -> None:
+    never = FrameAnswerer(planner, PlannerParameters(min_confidence=1.0))
+    summary = evaluate_bag(never, lake_bag, IMAGE_TOPIC, tmp_path / "out")
+    lines = lines_of(tmp_path / "out")
+    refused = [line for line in lines if line["error"] is not None]
+    assert refused and all("not sure enough" in line["error"] for line in refused)
+    assert not any(line["record"]["success"] for line in refused)
+    assert {line["record"]["failure"] for line in refused} == {"refused"}
+    # What was read off the picture is judged all the same.
+    assert summary["macro"]["state"] == 1.0
+    followed = sum(line["error"] is None and line["record"]["success"] for line in lines)
+    assert summary["macro"]["success"] == followed / len(lines) < 1.0
+
+
 def test_a_wrong_truth_is_seen(lake_episodes, answerer: FrameAnswerer, tmp_path: Path) -> None:
     """Frames under other frames' truths: an evaluation that always says yes would not notice."""
     shifted = [
@@ -338,6 +354,36 @@ def test_the_work_area_is_seen_from_above_as_on_the_robot(
     assert all(path.poses for path in paths)
     assert main(command(far_bag, bundle_dir, tmp_path / "blind")) == 0
     assert summary_of(tmp_path / "blind")["macro"]["success"] < 0.5
+
+
+@pytest.mark.parametrize("seconds", [[1], "7", 1.5, None])
+def test_a_stamp_of_the_truth_that_is_no_whole_number_is_one_line(
+    lake_episodes, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds
+) -> None:
+    store, text = get_typestore(TYPESTORE), "std_msgs/msg/String"
+    list(write_episodes(tmp_path / "own", iter(lake_episodes[:1]), 10.0, "mcap", False))
+    with new_bag(tmp_path / "bag", "mcap", overwrite=False) as writer:
+        image = writer.add_connection(IMAGE_TOPIC, IMAGE, typestore=store)
+        truth = writer.add_connection(TRUTH_TOPIC, text, typestore=store)
+        for topic, time, message, data in messages(tmp_path / "own"):
+            if topic == IMAGE_TOPIC:
+                writer.write(image, time, data)
+            elif topic == TRUTH_TOPIC:
+                said = json.loads(message.data)
+                said["stamp"]["sec"] = seconds
+                said = store.types[text](json.dumps(said))
+                writer.write(truth, time, store.serialize_cdr(said, text))
+    assert main(command(tmp_path / "bag", bundle_dir, tmp_path / "out")) == 2
+    assert f"message 0 of {TRUTH_TOPIC} holds no true state (TypeError" in only_line(capsys)
+
+
+def test_links_that_lead_to_each_other_are_one_line(
+    lake_bag: Path, bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for bag, out in ((tmp_path / "loop", tmp_path / "out"), (lake_bag, tmp_path / "loop")):
+        assert main(command(bag, bundle_dir, out)) == 2
+        assert "loop" in only_line(capsys)
 
 
 def test_an_area_of_other_cells_is_not_followed(

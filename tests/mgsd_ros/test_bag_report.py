@@ -74,6 +74,19 @@ def test_what_is_partial_or_refused_is_said(evaluation: dict[str, Any]) -> None:
     assert HOSTILE not in page
 
 
+def test_reasons_are_grouped_and_none_is_left_out(evaluation: dict[str, Any]) -> None:
+    first, *rest = evaluation["lines"]
+    unsure = [refused(first, f"confidence {n / 9:.2f}, and the least is 0.90") for n in range(9)]
+    others = [refused(first, f"reason {chr(97 + n)}") for n in range(15)]
+    lines = [line | {"index": i} for i, line in enumerate([*rest, *unsure, *others])]
+    timings = evaluation["timings"] | {"frames": [evaluation["timings"]["frames"][0]] * len(lines)}
+    page = bag_report(evaluation["summary"], lines, timings, {})
+    rows = dict(re.findall(r"<tr><td>([^<]*)</td><td>(\d+)</td></tr>", page))
+    assert rows["confidence …, and the least is …"] == "9"
+    assert sum(map(int, rows.values())) == sum(line["error"] is not None for line in lines)
+    assert int(rows["others"]) > 0
+
+
 @pytest.mark.parametrize("count", [1, 500, 501, 5000])
 def test_a_long_bag_gives_a_page_that_still_opens(evaluation: dict[str, Any], count: int) -> None:
     one = evaluation["lines"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -231,6 +232,8 @@ def test_summaries_average_levels_then_families() -> None:
     assert summary["macro"]["extra_steps"] == pytest.approx((0 + 2) / 2)
     lost = Run(bad, bad, 4, (), ((0, 0),), 0, 0, 0, (0.02,))
     assert report([("maze", 3, lost)])["failures"] == {"hole": 1}
+    waits = report([("maze", 3, dataclasses.replace(lost, seconds=(0.1, 1.1)))])["seconds_per_plan"]
+    assert waits == {"median": pytest.approx(0.6), "p95": pytest.approx(1.05)}
 
 
 def test_a_film_holds_every_moment_and_keeps_to_its_size(renderer) -> None:
