@@ -68,8 +68,7 @@ def _compared(bundle: Bundle, engine: Engine) -> Agreement:
     for golden in tqdm(manifest.goldens, "checking answers", disable=None):
         if golden.family not in planners:  # its instruction takes the other's place in the cache
             planners = {golden.family: Planner(bundle, engine, golden.family)}
-        picture = golden_image(bundle, golden)
-        said = planners[golden.family].plan(picture)
+        said = planners[golden.family].plan(golden_image(bundle, golden))
         texts += said.text == golden.text
         # Where there is no plan in the golden text, there should be none in the answer.
         agrees = said.plan == parse_response(golden.text, golden.family).plan

@@ -179,6 +179,7 @@ def test_other_schema_versions_are_refused(bundle, version):
         lambda c: c["image"].update(mean=float("nan")),
         lambda c: c["prompts"].pop("maze"),
         lambda c: c["prompts"]["maze"].update(prefix=None),
+        lambda c: c["prompts"]["maze"].update(prefix="\ud800"),
         lambda c: c["prompts"]["maze"].update(max_new_tokens=0),
         lambda c: c["files"].pop("decoder.onnx"),
         lambda c: c["files"]["decoder.onnx"].update(bytes=-1),

@@ -169,6 +169,23 @@ def test_a_bundle_reads_no_symbols(bundle_dir, data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--max-tokens", "0"), "--max-tokens must be at least 1, not 0"),
+        (("--picture-size", "0"), "--picture-size must be 1 to"),
+        (("--picture-size", "64"), "is a bundle: it says itself how large pictures are"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    bundle_dir, data, tmp_path, capsys, options, says
+):
+    assert _evaluate(bundle_dir, data, tmp_path / "out", *options) == 2
+    assert says in capsys.readouterr().err
+    assert main(["evaluate", "--compare", "a", "b", "--swap-images"]) == 2
+    assert "--compare reads results, and takes no --swap-images" in capsys.readouterr().err
+
+
 def test_a_scene_without_another_to_swap_with_is_one_line(model_dir, data, tmp_path, capsys):
     assert _evaluate(model_dir, data, tmp_path, "--limit", "1", "--swap-images") == 2
     assert "--swap-images needs at least two scenes" in capsys.readouterr().err

@@ -102,6 +102,7 @@ def test_every_split_has_a_list_of_its_own(folder):
         (entry(0) | {"image": "images/out.png"}, "inside the folder"),
         (entry(0) | {"image": "images/\0.png"}, "null"),
         (entry(0) | {"image": ""}, "inside the folder"),
+        (entry(0) | {"image": "images/loop.png"}, "there is no picture images/loop.png"),
         (entry(0) | {"image": "images"}, "there is no picture images"),
         (entry(77), "there is no picture images/77.png"),
         (entry(0) | {"state": {"family": "chess"}}, "unknown family 'chess'"),
@@ -118,6 +119,7 @@ def test_every_split_has_a_list_of_its_own(folder):
 def test_a_bad_line_is_named(folder, line, says):
     (folder.parent / "secret.png").write_bytes((folder / "images/0.png").read_bytes())
     (folder / "images/out.png").symlink_to(folder.parent / "secret.png")
+    (folder / "images/loop.png").symlink_to("loop.png")
     write(folder, entry(1), line)
     with pytest.raises(FolderError, match=r"train\.jsonl line 2: ") as caught:
         load_scenes(folder, "train", SPEC)

@@ -235,6 +235,32 @@ def test_a_graph_that_is_not_read_is_named_in_one_line(bundle_of, library, cache
     assert [p.name for p in cache.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("inside", ["graph", "node"])
+def test_weights_in_files_that_are_not_listed_are_not_opened(
+    bundle_of, library, cache, tmp_path, monkeypatch, inside
+):
+    def take_elsewhere(model):
+        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        data = bytes(tensor.raw_data)
+        (tmp_path / "secret.bin").write_bytes(data)
+        if inside == "node":
+            model.graph.initializer.remove(tensor)
+            node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+            model.graph.node.insert(0, node)
+            tensor = model.graph.node[0].attribute[0].t
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        where = {"location": "secret.bin", "offset": "0", "length": str(len(data))}
+        for key, value in where.items():
+            tensor.external_data.add(key=key, value=value)
+
+    bundle = with_decoder(bundle_of(), take_elsewhere)
+    monkeypatch.chdir(tmp_path)
+    says = "weights that are not there" if inside == "graph" else "weights elsewhere"
+    with pytest.raises(EngineError, match=says):
+        provide_engine(bundle, library, None, cache)
+
+
 # --- attention in fp32 --------------------------------------------------------------------------
 
 

@@ -174,6 +174,15 @@ def test_an_interrupted_recording_leaves_nothing(lake_episodes, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_pictures_is_no_recording(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.jsonl").write_text("{}\n")
+    words = ["record-bag", "--data", str(tmp_path), "--out", str(tmp_path / "bag")]
+    assert main(words) == 2
+    assert "lists pictures; bags are made of what generate wrote" in only_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
