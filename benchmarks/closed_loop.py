@@ -25,7 +25,7 @@ from mgsd_core.installed import SHIPPED_LEVELS
 from mgsd_ros.closed_loop import Attempt, Run
 from mgsd_ros.loop_report import report
 from mgsd_ros.loop_scenes import Scene, Settings, carry_out_scenes
-from sim.dataset import parse_levels
+from sim.request import parse_levels
 
 SCENES = 100
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from mgsd_core.installed import SHIPPED_LEVELS
 from mgsd_core.runtime import Planner
 from sim import simulate
-from sim.dataset import generate_episodes, parse_levels
+from sim.dataset import generate_episodes
+from sim.request import parse_levels
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
 LEAST = (0.5, 0.8, 0.9)

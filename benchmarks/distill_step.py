@@ -62,6 +62,7 @@ from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import Scenes, load_scenes
 from mgsd_core.training import epoch_indices
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 #: Tokens of Qwen3-VL's tokenizer, and rows of its embedding.
 QWEN_TOKENS, QWEN_VOCABULARY = 151_669, 151_936
@@ -401,7 +402,9 @@ def prepare(work: Path, size: Size, image_size: int) -> None:
     """Write the pictures and the two models of a size."""
     # More pictures than a batch, so that steps differ.
     pairs = [("frozenlake", 3), ("maze", 3)]
-    write_dataset(work / "data", pairs, "train", seed=0, count=size.batch, size=image_size)
+    write_dataset(
+        work / "data", DatasetRequest(pairs, "train", seed=0, count=size.batch, size=image_size)
+    )
     nano = load_config("nano").backbone.nano
     for seed, name in enumerate(("base", "student")):
         backbone = build_nano(nano, image_size, seed)

@@ -25,7 +25,8 @@ from mgsd_core.evaluation.summary import summarise
 from mgsd_core.installed import SHIPPED_LEVELS, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.scenes import Scenes, load_scenes
-from sim.dataset import parse_levels, write_dataset
+from sim.dataset import write_dataset
+from sim.request import DatasetRequest, parse_levels
 
 
 def main() -> None:
@@ -74,7 +75,8 @@ def _scenes(count: int, seed: int, image: Any) -> Scenes:
     tasks = [task for f, span in SHIPPED_LEVELS.items() for task in parse_levels(span, [f])]
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(
-            Path(folder), tasks, "test", seed=seed, count=count, size=160, styles="overhead"
+            Path(folder),
+            DatasetRequest(tasks, "test", seed=seed, count=count, size=160, styles="overhead"),
         )
         return load_scenes(Path(folder), "test", image)
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sim.dataset import parse_families, parse_levels, write_dataset
+from sim.dataset import write_dataset
 from sim.episodes import style_seed
 from sim.png import encode_png
 from sim.renderers import RENDERERS, open_renderer
+from sim.request import DatasetRequest, parse_families, parse_levels
 from sim.sampling import sample_split
 from sim.scene import build_scene
 
@@ -67,7 +68,10 @@ def generate_rates(renderer: str, count: int, size: int, workers: int) -> tuple[
 
     with tempfile.TemporaryDirectory() as out:
         write_dataset(
-            Path(out), PAIRS, "train", 0, per_pair, size, renderer, workers, progress=progress
+            Path(out),
+            DatasetRequest(PAIRS, "train", 0, per_pair, size, renderer),
+            workers=workers,
+            progress=progress,
         )
 
     def rate(first: int, last: int) -> float:
@@ -96,7 +100,11 @@ def watch_memory(renderer: str, episodes: int, size: int) -> dict[str, float]:
             early = resident_mib()
 
     with tempfile.TemporaryDirectory() as out:
-        write_dataset(Path(out), PAIRS, "train", 0, per_pair, size, renderer, progress=progress)
+        write_dataset(
+            Path(out),
+            DatasetRequest(PAIRS, "train", 0, per_pair, size, renderer),
+            progress=progress,
+        )
     late = resident_mib()
     return {
         "episodes": total,

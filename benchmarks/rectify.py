@@ -27,8 +27,9 @@ from mgsd_core.runtime import Planner
 from mgsd_ros.grid_frame import GridFrame
 from mgsd_ros.work_area import AreaPose, CameraCalibration, CameraPose, Rectifier
 from sim import simulate
-from sim.dataset import generate_episodes, parse_levels
+from sim.dataset import generate_episodes
 from sim.episodes import Episode
+from sim.request import parse_levels
 from sim.scene import CELL_SIZE, MARGIN, cell_centre
 
 WIDTH, HEIGHT, CELLS = 1920, 1080, 5

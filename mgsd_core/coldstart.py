@@ -39,8 +39,8 @@ from mgsd_core.training import (
     with_steps,
 )
 from sim import Plan, State, find_family, legal_actions, sample_split, solve, state_digest
-from sim.dataset import Exclusion
 from sim.index import named_exclusions
+from sim.request import Exclusion
 from sim.shards import named_exclusion
 
 _NOTHING: Exclusion = {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mgsd_core.model import Backbone
     from mgsd_core.scenes import Scenes
     from mgsd_core.training import ValidateFunction
-    from sim.dataset import Exclusion
+    from sim.request import Exclusion
 
 
 def register(commands: Any) -> None:

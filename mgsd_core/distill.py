@@ -56,7 +56,7 @@ from mgsd_core.training import (
 )
 from mgsd_core.vocabulary import LossOfLogits
 from sim import Failure, simulate
-from sim.dataset import Exclusion
+from sim.request import Exclusion
 
 # What takes a token out of a distribution: finite, so that 0 · log 0 is 0.
 _NEVER = -1e9

@@ -100,13 +100,14 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     from mgsd_ros.film import Reel, encode_film
     from mgsd_ros.loop_report import report, run_dict, table
     from mgsd_ros.loop_scenes import Scene, Settings, carry_out_scenes, check_planner
-    from sim.dataset import check_request
     from sim.execution import Execution
+    from sim.request import DatasetRequest
 
     names = [field.name for field in fields(Settings)]
     settings = Settings(**{name: getattr(args, name) for name in names})
     tasks = _tasks(args.family, args.level)
-    check_request(tasks, args.split, args.seed, args.count, args.size, args.renderer, args.styles)
+    # The scenes are those that a data set of these arguments has.
+    DatasetRequest(tasks, args.split, args.seed, args.count, args.size, args.renderer, args.styles)
     scenes = [Scene(*task, args.seed + i) for task in tasks for i in range(args.count)]
     if not 0 <= args.gif <= len(scenes):
         raise ValueError(f"--gif must be 0 to {len(scenes)}, the scenes, not {args.gif}")
@@ -152,7 +153,7 @@ def run_closed_loop(args: argparse.Namespace) -> int:
 def _tasks(families: str, levels: str | None) -> list[tuple[str, int]]:
     """Return families with levels; without `levels` those that the shipped model has learned."""
     from mgsd_core.installed import SHIPPED_LEVELS
-    from sim.dataset import parse_families, parse_levels
+    from sim.request import parse_families, parse_levels
 
     names = parse_families(families)
     if levels is not None:

@@ -95,25 +95,31 @@ def run_generate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from sim.cases import excluded_states
-    from sim.dataset import parse_families, parse_levels, parse_part, plan_shards, write_dataset
+    from sim.dataset import plan_shards, write_dataset
+    from sim.request import DatasetRequest, parse_families, parse_levels, parse_part
 
-    pairs = parse_levels(args.level, parse_families(args.family))
-    what = (pairs, args.split, args.seed, args.count, args.size, args.renderer)
     part = parse_part(args.shard)
-    exclude = excluded_states(args.exclude)
-    total = sum(shard.count for shard in plan_shards(*what, args.styles, part))
+    request = DatasetRequest(
+        parse_levels(args.level, parse_families(args.family)),
+        args.split,
+        args.seed,
+        args.count,
+        args.size,
+        args.renderer,
+        args.styles,
+        excluded_states(args.exclude),
+    )
+    total = sum(shard.count for shard in plan_shards(request, part))
     began = time.monotonic()
     with tqdm(total=total, unit=" episodes", desc="generate", disable=None) as bar:
         summary = write_dataset(
             args.out,
-            *what,
+            request,
             workers=args.workers,
             progress=bar.update,
-            styles=args.styles,
             part=part,
             ray=args.ray,
             preview=args.preview,
-            exclude=exclude,
         )
     seconds = time.monotonic() - began
     rate = {"seconds": round(seconds, 3), "episodes_per_s": round(summary["written"] / seconds, 1)}

@@ -34,7 +34,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run_cases(args: argparse.Namespace) -> int:
     """Print what is there; return 1 where there were problems."""
     from sim.cases import CaseError, check_case, load_cases
-    from sim.dataset import MAX_SIZE, MIN_SIZE
+    from sim.request import MAX_SIZE, MIN_SIZE
 
     if not MIN_SIZE <= args.size <= MAX_SIZE:
         raise ValueError(f"size must be {MIN_SIZE} to {MAX_SIZE} px, not {args.size}")

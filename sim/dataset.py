@@ -13,18 +13,19 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sim.episodes import DatasetError, Episode, draw_episode, row_to_episode, style_seed
-from sim.family import FAMILIES, NAME, check_family, find_family
+from sim.family import FAMILIES, NAME, check_family
 from sim.files import write_file
 from sim.index import INDEX_NAME, claimed, enter_shards, expected_files, known_shards
 from sim.png import encode_png
-from sim.renderers import check_renderer, open_renderer
-from sim.sampling import check_level, check_split
+from sim.renderers import Renderer, open_renderer
+from sim.request import DatasetRequest, Exclusion
+from sim.sampling import check_split
 from sim.shards import (
     FORMAT,
     Progress,
@@ -34,7 +35,6 @@ from sim.shards import (
     read_rows,
     shard_size,
 )
-from sim.style import check_styles
 
 __all__ = [
     "INDEX_NAME",
@@ -45,24 +45,15 @@ __all__ = [
     "generate_episodes",
     "iter_episodes",
     "load_episodes",
-    "parse_families",
-    "parse_levels",
-    "parse_part",
     "plan_shards",
     "style_seed",
     "write_dataset",
 ]
 
 PREVIEW_NAME = "preview.png"
-MIN_SIZE, MAX_SIZE = 32, 2048
-MAX_COUNT = 10_000_000
-MAX_PARTS = 100_000
 
 #: A killed run leaves at most the shards of this time [s] out of the index; the next finds them.
 _ENTER_EVERY = 2.0
-
-#: Digests of states that are kept out of training and validation, by family and level.
-Exclusion = Mapping[tuple[str, int], frozenset[str]]
 
 _NOTHING: Exclusion = {}
 
@@ -89,196 +80,96 @@ def generate_episodes(
         sim.renderers.MissingRendererError: the renderer is not installed.
         sim.readback.ReadbackError: a renderer's world does not hold the state it was built from.
     """
-    check_request([(family, level)], split, seed, count, size, renderer, styles)
+    request = DatasetRequest([(family, level)], split, seed, count, size, renderer, styles, exclude)
     with open_renderer(renderer) as drawer:
         for own_seed in range(seed, seed + count):
-            left_out = _left_out(exclude, family, level, split)
-            yield draw_episode(drawer, family, level, split, own_seed, size, styles, left_out)
+            yield _drawn_episode(drawer, request, family, level, own_seed)
 
 
-def check_request(
-    pairs: Sequence[tuple[str, int]],
-    split: str,
-    seed: int,
-    count: int,
-    size: int,
-    renderer: str,
-    styles: str,
-) -> None:
-    """Raise an error that names the first argument that is out of range.
-
-    Raises:
-        ValueError: an argument is out of range.
-        sim.renderers.MissingRendererError: the renderer is not installed.
-    """
-    for family, level in pairs:
-        check_level(family, level)
-        if find_family(family).build is None:
-            raise DatasetError(f"{family} is not drawn by a renderer: bring pictures of your own")
-        if family not in FAMILIES and renderer != "panda":
-            raise DatasetError(f"only the renderer panda draws {family}; {renderer} does not")
-    check_split(split)
-    if not 1 <= count <= MAX_COUNT:
-        raise DatasetError(f"count must be 1 to {MAX_COUNT}, not {count}")
-    if not 0 <= seed < 1 << 62:
-        raise DatasetError(f"seed must be 0 to 2^62 - 1, not {seed}")
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise DatasetError(f"size must be {MIN_SIZE} to {MAX_SIZE} px, not {size}")
-    check_styles(styles)
-    check_renderer(renderer)
-
-
-def parse_families(text: str) -> tuple[str, ...]:
-    """Return the families that `all` (those of this package) or a family's name stands for."""
-    return FAMILIES if text == "all" else (check_family(text),)
-
-
-def parse_levels(text: str, families: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the (family, level) pairs of `3`, `3-5` or `all`.
-
-    One family must have all the levels named; of several, each takes those that it has.
-
-    Raises:
-        ValueError: the text is no level or range, or a level exists in none of `families`.
-    """
-    if text == "all":
-        return [(family, level) for family in families for level in find_family(family).levels]
-    first, dash, last = text.partition("-")
-    try:
-        wanted = range(int(first), int(last if dash else first) + 1)
-    except ValueError:
-        wanted = range(0)
-    if not wanted:
-        raise DatasetError(f"level must be a number, a range such as 3-5, or all, not {text!r}")
-    levels = {family: find_family(family).levels for family in families}
-    for level in (wanted[0], wanted[-1]):
-        if not any(level in own for own in levels.values()):
-            check_level(families[0], level)
-    return [(family, level) for family in families for level in levels[family] if level in wanted]
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Return (i, n) of `i/n`: the i-th of n parts, 0 <= i < n.
-
-    Raises:
-        DatasetError: the text is something else.
-    """
-    first, _, last = text.partition("/")
-    if first.isdecimal() and last.isdecimal() and len(text) < 20:
-        part, parts = int(first), int(last)
-        if part < parts <= MAX_PARTS:
-            return part, parts
-    raise DatasetError(
-        f"shard must be i/n with 0 <= i < n <= {MAX_PARTS}, such as 0/4, not {text!r}"
+def _drawn_episode(
+    drawer: Renderer, request: DatasetRequest, family: str, level: int, seed: int
+) -> Episode:
+    left_out = request.left_out(family, level)
+    return draw_episode(
+        drawer, family, level, request.split, seed, request.size, request.styles, left_out
     )
 
 
 # --- Writing ---
 
 
-def plan_shards(
-    pairs: Sequence[tuple[str, int]],
-    split: str,
-    seed: int,
-    count: int,
-    size: int = 128,
-    renderer: str = "panda",
-    styles: str = "varied",
-    part: tuple[int, int] = (0, 1),
-    exclude: Exclusion = _NOTHING,
-) -> list[Shard]:
+def plan_shards(request: DatasetRequest, part: tuple[int, int] = (0, 1)) -> list[Shard]:
     """Return the shards of part (i, n) of a data set; the parts are disjoint and of like size.
 
     Large grids come first: they take longest, and what comes last decides how long workers wait
     for each other at the end.
-
-    Raises:
-        ValueError: an argument is out of range.
-        sim.renderers.MissingRendererError: the renderer is not installed.
     """
-    check_request(pairs, split, seed, count, size, renderer, styles)
-    full = shard_size(size)
-    shards = []
-    for family, level in sorted(pairs, key=lambda pair: -pair[1]):
-        for i, start in enumerate(range(0, count, full)):
-            rows = min(full, count - start)
-            shards.append(
-                Shard(
-                    family,
-                    level,
-                    split,
-                    seed + start,
-                    rows,
-                    i,
-                    size,
-                    renderer,
-                    styles,
-                    _left_out(exclude, family, level, split),
-                )
-            )
+    full = shard_size(request.size)
+    shards = [
+        Shard(
+            family,
+            level,
+            request.split,
+            request.seed + start,
+            min(full, request.count - start),
+            i,
+            request.size,
+            request.renderer,
+            request.styles,
+            request.left_out(family, level),
+        )
+        for family, level in sorted(request.pairs, key=lambda pair: -pair[1])
+        for i, start in enumerate(range(0, request.count, full))
+    ]
     first, step = part
     return shards[first::step]
 
 
 def write_dataset(
     out: Path,
-    pairs: Sequence[tuple[str, int]],
-    split: str,
-    seed: int,
-    count: int,
-    size: int = 128,
-    renderer: str = "panda",
+    request: DatasetRequest,
     workers: int = 1,
     progress: Progress = lambda episodes: None,
-    styles: str = "varied",
     part: tuple[int, int] = (0, 1),
     ray: str = "",
     preview: int = 0,
-    exclude: Exclusion = _NOTHING,
 ) -> dict[str, int]:
-    """Write `count` episodes of each (family, level) into the directory `out`.
+    """Write the episodes of a request into the directory `out`.
 
     What is there already, from this or another family, level or split, is kept; shards that an
     interrupted run has finished are not drawn again.
 
     Args:
         out: the directory; made where it is not there.
-        pairs: the families and levels.
-        split: train, validation or test.
-        seed: of the first episode of each pair; the others' follow.
-        count: of episodes of each pair.
-        size: side of the square pictures [px].
-        renderer: one of `sim.renderers.RENDERERS`.
+        request: what to draw.
         workers: processes that draw.
         progress: called with the number of episodes whenever some are done.
-        styles: one of `sim.style.STYLES`.
         part: (i, n) to write only the i-th of n parts. Parts can be written at the same time into
             one directory; all of them make the same bytes as (0, 1) does.
         ray: address of a Ray cluster that draws, see `sim.ray_pool`; "" draws on this machine.
         preview: number of episodes to show in `PREVIEW_NAME` before the first shard is drawn.
-        exclude: states that no episode of the splits train and validation has; in their place the
-            next states that the seeds give are taken.
 
     Returns:
         {"episodes": of this part, "written": drawn now, "shards": files of this part}.
 
     Raises:
-        ValueError: an argument is out of range.
-        DatasetError: `out` was made with other arguments, or another program is writing to it.
+        DatasetError: `workers` or `preview` is out of range, `out` was made with other arguments,
+            or another program is writing to it.
         OSError: a file cannot be written, a renderer or Ray is not there, or a worker died.
     """
-    shards = plan_shards(pairs, split, seed, count, size, renderer, styles, part, exclude)
+    shards = plan_shards(request, part)
     if workers < 1:
         raise DatasetError(f"workers must be at least 1, not {workers}")
-    if not 0 <= preview <= len(pairs) * count:
-        raise DatasetError(f"preview must be 0 to {len(pairs) * count} pictures, not {preview}")
+    most = len(request.pairs) * request.count
+    if not 0 <= preview <= most:
+        raise DatasetError(f"preview must be 0 to {most} pictures, not {preview}")
     if ray:
         from sim.ray_pool import check_ray
 
         check_ray(ray)
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out} is not a directory")
-    arguments = _arguments(pairs, split, seed, count, size, renderer, styles, exclude)
+    arguments = _arguments(request)
     with _saying_when_full(out):
         if not out.exists():
             _check_space(out, shards)
@@ -300,7 +191,7 @@ def write_dataset(
             # The arguments before the first shard, and what a killed run had not entered.
             enter_shards(out, lock, arguments, found)
             if preview and part[0] == 0:
-                _write_preview(out, pairs, split, seed, preview, size, renderer, styles, exclude)
+                _write_preview(out, request, preview)
             done: dict[str, Any] = {}
             entered_at = time.monotonic()
             for shard, digest in _drawn(out, missing, workers, ray, progress):
@@ -316,35 +207,21 @@ def write_dataset(
     }
 
 
-def _arguments(
-    pairs: Sequence[tuple[str, int]],
-    split: str,
-    seed: int,
-    count: int,
-    size: int,
-    renderer: str,
-    styles: str,
-    exclude: Exclusion,
-) -> dict[str, Any]:
-    """Return what `dataset.json` holds of the arguments of `write_dataset`."""
+def _arguments(request: DatasetRequest) -> dict[str, Any]:
+    """Return what `dataset.json` holds of a request."""
     common = {
         "format": FORMAT,
-        "renderer": renderer,
-        "shard_size": shard_size(size),
-        "size": size,
-        "styles": styles,
+        "renderer": request.renderer,
+        "shard_size": shard_size(request.size),
+        "size": request.size,
+        "styles": request.styles,
     }
-    own = {"count": count, "seed": seed}
+    own = {"count": request.count, "seed": request.seed}
     parts = {
-        f"{family}-{level}-{split}": own | named_exclusion(_left_out(exclude, family, level, split))
-        for family, level in sorted(set(pairs))
+        f"{family}-{level}-{request.split}": own | named_exclusion(request.left_out(family, level))
+        for family, level in sorted(set(request.pairs))
     }
     return {"common": common, "parts": parts}
-
-
-def _left_out(exclude: Exclusion, family: str, level: int, split: str) -> frozenset[str]:
-    """Return the digests of the states that episodes must not have; in the split test any may."""
-    return frozenset() if split == "test" else exclude.get((family, level), frozenset())
 
 
 def _entry(shard: Shard, digest: str) -> dict[str, Any]:
@@ -402,29 +279,18 @@ def _saying_when_full(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_preview(
-    out: Path,
-    pairs: Sequence[tuple[str, int]],
-    split: str,
-    seed: int,
-    number: int,
-    size: int,
-    renderer: str,
-    styles: str,
-    exclude: Exclusion,
-) -> None:
+def _write_preview(out: Path, request: DatasetRequest, number: int) -> None:
     """Write pictures of the first episodes of every family and level, with captions."""
     from sim.drawing import contact_sheet, draw_plan
 
     pictures = []
-    with open_renderer(renderer) as drawer:
+    with open_renderer(request.renderer) as drawer:
         for i in range(number):
-            family, level = pairs[i % len(pairs)]
-            own_seed = seed + i // len(pairs)
-            left_out = _left_out(exclude, family, level, split)
-            episode = draw_episode(drawer, family, level, split, own_seed, size, styles, left_out)
+            family, level = request.pairs[i % len(request.pairs)]
+            seed = request.seed + i // len(request.pairs)
+            episode = _drawn_episode(drawer, request, family, level, seed)
             plan = " ".join(action.value for action in episode.plan)
-            caption = f"{family} {level}, seed {own_seed}: {plan}"
+            caption = f"{family} {level}, seed {seed}: {plan}"
             pictures.append(draw_plan(episode.image, [], lambda cell: (0, 0), caption=caption))
     sheet = contact_sheet(pictures, math.ceil(math.sqrt(number)))
     write_file(out / PREVIEW_NAME, encode_png(sheet))

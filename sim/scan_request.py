@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.camera import PROJECTIONS
-from sim.dataset import check_request
 from sim.occupancy import SCAN_FAMILIES, ScanError
+from sim.request import check_episodes
 from sim.states import MAX_SIZE
 
 #: Where a camera may look from.
@@ -76,7 +76,7 @@ class ScanRequest:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        check_request([], self.split, self.seed, self.count, self.size, "habitat", self.styles)
+        check_episodes(self.split, self.seed, self.count, self.size, "habitat", self.styles)
         if self.family not in SCAN_FAMILIES:
             raise ScanError(f"scans have tasks of {' or '.join(SCAN_FAMILIES)}, not {self.family}")
         if not 2 <= self.level <= MAX_SIZE:

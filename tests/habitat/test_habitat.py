@@ -23,6 +23,7 @@ from sim.episodes import style_seed
 from sim.habitat import HabitatError, HabitatRenderer, read_state
 from sim.panda import PandaRenderer
 from sim.readback import ReadbackError, check_state
+from sim.request import DatasetRequest
 from sim.sampling import sample_split
 from sim.scene import FOREGROUND, SEMANTIC_IDS, Scene, build_scene, grid_of
 from sim.style import STYLES
@@ -180,7 +181,7 @@ def test_a_data_set_has_the_same_bytes_with_one_worker_two_and_in_parts(tmp_path
     pairs = [("maze", 3), ("minibehaviour", 5)]
 
     def written(name: str, **how: Any) -> dict[str, bytes]:
-        write_dataset(tmp_path / name, pairs, "train", 7, 6, 64, "habitat", **how)
+        write_dataset(tmp_path / name, DatasetRequest(pairs, "train", 7, 6, 64, "habitat"), **how)
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
     one = written("one")

@@ -33,6 +33,7 @@ from mgsd_core.runtime.planner import Planner
 from mgsd_core.runtime.preprocess import fit
 from sim import FAMILIES, LEVELS, sample, solve
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,9 @@ compute:
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data")
     for split, count in (("train", 4), ("test", 1)):
-        write_dataset(path, [("frozenlake", 3)], split, seed=0, count=count, size=128)
+        write_dataset(
+            path, DatasetRequest([("frozenlake", 3)], split, seed=0, count=count, size=128)
+        )
     return path
 
 

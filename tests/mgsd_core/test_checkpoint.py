@@ -14,12 +14,13 @@ from mgsd_core.cli import main
 from mgsd_core.evaluation.results import read_results
 from mgsd_core.prompts import student_prompt, symbolic_prompt
 from sim.dataset import iter_episodes, write_dataset
+from sim.request import DatasetRequest
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    write_dataset(path, [("frozenlake", 3), ("maze", 3)], "test", seed=0, count=3)
+    write_dataset(path, DatasetRequest([("frozenlake", 3), ("maze", 3)], "test", seed=0, count=3))
     return path
 
 

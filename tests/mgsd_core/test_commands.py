@@ -11,14 +11,17 @@ from mgsd_core import cli
 from mgsd_core.cli import main
 from sim import sample
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     # Seeds 0 to 15 of train are the pictures that the small student knows by heart.
-    write_dataset(path, [("frozenlake", 3)], "train", seed=0, count=16)
-    write_dataset(path, [("frozenlake", 3), ("frozenlake", 4)], "test", seed=0, count=3)
+    write_dataset(path, DatasetRequest([("frozenlake", 3)], "train", seed=0, count=16))
+    write_dataset(
+        path, DatasetRequest([("frozenlake", 3), ("frozenlake", 4)], "test", seed=0, count=3)
+    )
     return path
 
 

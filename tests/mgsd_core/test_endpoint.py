@@ -33,6 +33,7 @@ from mgsd_core.prompts import instruction, parse_response, response_text
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import load_scenes
 from sim.dataset import iter_episodes, write_dataset
+from sim.request import DatasetRequest
 
 pytest.importorskip("httpx2")
 
@@ -56,7 +57,7 @@ SIZE = 128  # of the drawn pictures: they are sent as they are
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    write_dataset(path, [("frozenlake", 3)], "test", seed=0, count=SCENES)
+    write_dataset(path, DatasetRequest([("frozenlake", 3)], "test", seed=0, count=SCENES))
     return path
 
 

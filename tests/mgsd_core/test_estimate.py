@@ -22,6 +22,7 @@ from mgsd_core.estimate import (
 )
 from mgsd_core.model import NanoConfig, build_nano, outline_backbone
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 LAKE = [("frozenlake", 3)]
 GIB = 2**30
@@ -121,7 +122,7 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data")
-    write_dataset(path, LAKE, "train", seed=0, count=16, size=128)
+    write_dataset(path, DatasetRequest(LAKE, "train", seed=0, count=16, size=128))
     return path
 
 

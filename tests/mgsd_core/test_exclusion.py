@@ -19,6 +19,7 @@ from mgsd_core.prompts import parse_state_text
 from sim import FrozenLake, State, split_of, state_digest
 from sim.cases import excluded_states
 from sim.dataset import iter_episodes, write_dataset
+from sim.request import DatasetRequest
 
 SIZES = {"hidden": 48, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 64}
 SETTINGS = [
@@ -71,7 +72,7 @@ def planned(monkeypatch):
 
 
 def test_text_planning_has_no_excluded_state(tmp_path, planned, capsys):
-    write_dataset(tmp_path / "all", LAKES, "train", 0, 8, 64, "flat")
+    write_dataset(tmp_path / "all", DatasetRequest(LAKES, "train", 0, 8, 64, "flat"))
     assert coldstart(tmp_path / "all", tmp_path / "one") == 0
     assert len(planned) == 3 * 16 + 3 * 8  # stage 0, and the text replayed in stage 1
     shown = {episode.state for episode in iter_episodes(tmp_path / "all", "train")}
@@ -102,11 +103,13 @@ def test_text_planning_has_no_excluded_state(tmp_path, planned, capsys):
 
 
 def test_a_data_set_made_without_states_wants_the_same_left_out(tmp_path, planned, capsys):
-    write_dataset(tmp_path / "all", LAKES, "train", 0, 6, 64, "flat")
+    write_dataset(tmp_path / "all", DatasetRequest(LAKES, "train", 0, 6, 64, "flat"))
     shown = [episode.state for episode in iter_episodes(tmp_path / "all", "train")]
     some, others = (cases(tmp_path / n, shown[i : i + 3]) for n, i in (("some", 0), ("others", 3)))
     data = tmp_path / "data"
-    write_dataset(data, LAKES, "train", 0, 6, 64, "flat", exclude=excluded_states([some]))
+    write_dataset(
+        data, DatasetRequest(LAKES, "train", 0, 6, 64, "flat", exclude=excluded_states([some]))
+    )
     capsys.readouterr()
     for more in ([], ["--exclude", others], ["--exclude", some, "--exclude", others]):
         assert coldstart(data, tmp_path / "run", *more) == 2
@@ -122,7 +125,7 @@ def test_a_data_set_made_without_states_wants_the_same_left_out(tmp_path, planne
 
 
 def test_text_replayed_in_stage_2_has_no_excluded_state(tmp_path, planned, capsys):
-    write_dataset(tmp_path / "all", LAKES, "train", 0, 6, 64, "flat")
+    write_dataset(tmp_path / "all", DatasetRequest(LAKES, "train", 0, 6, 64, "flat"))
     assert coldstart(tmp_path / "all", tmp_path / "run") == 0
     words = ["distill", "--student", tmp_path / "run" / "stage1" / "model"]
     words += ["--teacher", tmp_path / "run" / "base" / "model"]
@@ -149,7 +152,7 @@ def test_text_replayed_in_stage_2_has_no_excluded_state(tmp_path, planned, capsy
 
     # Pictures that leave something out want the same of the text.
     some = excluded_states([benchmark])
-    write_dataset(tmp_path / "part", LAKES, "train", 0, 6, 64, "flat", exclude=some)
+    write_dataset(tmp_path / "part", DatasetRequest(LAKES, "train", 0, 6, 64, "flat", exclude=some))
     capsys.readouterr()
     assert distill("part", "three") == 2
     assert "was made with --exclude: frozenlake 3" in capsys.readouterr().err
@@ -159,7 +162,7 @@ def test_text_replayed_in_stage_2_has_no_excluded_state(tmp_path, planned, capsy
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_pictures_that_show_an_excluded_state_are_refused(tmp_path, split, capsys):
     for name in ("train", "validation"):
-        write_dataset(tmp_path / "data", LAKES, name, 0, 4, 64, "flat")
+        write_dataset(tmp_path / "data", DatasetRequest(LAKES, name, 0, 4, 64, "flat"))
     shown = [episode.state for episode in iter_episodes(tmp_path / "data", split)]
     benchmark = cases(tmp_path / "benchmark", shown[2:3])
     validate = ("coldstart.validate_every=1",)
@@ -172,7 +175,7 @@ def test_pictures_that_show_an_excluded_state_are_refused(tmp_path, split, capsy
 
 
 def test_a_benchmark_that_cannot_be_read_in_full_is_refused(tmp_path, capsys):
-    write_dataset(tmp_path / "data", LAKES, "train", 0, 2, 64, "flat")
+    write_dataset(tmp_path / "data", DatasetRequest(LAKES, "train", 0, 2, 64, "flat"))
     benchmark = cases(tmp_path / "benchmark", [])
     (benchmark / "level3" / "0.txt").write_text("| | Col 1 |\n")
     assert coldstart(tmp_path / "data", tmp_path / "run", "--exclude", benchmark) == 2

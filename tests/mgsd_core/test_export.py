@@ -387,11 +387,12 @@ def test_the_command_exports_for_the_data_it_is_given(
     from mgsd_core.cli import main
     from mgsd_core.model import save_backbone
     from sim.dataset import write_dataset
+    from sim.request import DatasetRequest
 
     model = tmp_path / "model"
     model.mkdir()
     save_backbone(restless_backbone, model)
-    write_dataset(tmp_path / "data", [("frozenlake", 3)], "test", 0, 3, 128, "panda", 1)
+    write_dataset(tmp_path / "data", DatasetRequest([("frozenlake", 3)], "test", 0, 3, 128))
     command = ["export", "--model", str(model), "--data", str(tmp_path / "data")]
     command += ["--out", str(tmp_path / "bundle"), "--goldens", "2", "--name", "lakes"]
     assert main(command) == 0

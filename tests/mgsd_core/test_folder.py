@@ -13,6 +13,7 @@ from mgsd_core.runtime.preprocess import ImageSpec, fit
 from mgsd_core.scenes import load_scenes
 from sim import FrozenLake, SplitError, parse_plan, sample, solve, state_to_dict
 from sim.dataset import DatasetError, write_dataset
+from sim.request import DatasetRequest
 
 SPEC = ImageSpec(size=32, patch=8)
 LAKE = FrozenLake.from_rows(["SFF", "FFF", "FFG"])
@@ -146,13 +147,16 @@ def test_lines_that_are_no_text_are_named(folder):
 def test_a_directory_is_one_or_the_other(folder):
     with pytest.raises(DatasetError, match="no such directory"):
         load_scenes(folder / "nowhere", "train", SPEC)
-    write_dataset(folder, [("frozenlake", 3)], "train", seed=0, count=1, size=32)
+    write_dataset(folder, DatasetRequest([("frozenlake", 3)], "train", seed=0, count=1, size=32))
     with pytest.raises(FolderError, match="keep them apart"):
         load_scenes(folder, "train", SPEC)
 
 
 def test_drawn_scenes_keep_their_digest_and_have_names(tmp_path):
-    write_dataset(tmp_path, [("frozenlake", 3), ("maze", 3)], "train", seed=5, count=2, size=32)
+    write_dataset(
+        tmp_path,
+        DatasetRequest([("frozenlake", 3), ("maze", 3)], "train", seed=5, count=2, size=32),
+    )
     scenes = load_scenes(tmp_path, "train", SPEC)
     names = [f"{family}-3-train-{seed}" for family in ("frozenlake", "maze") for seed in (5, 6)]
     assert list(scenes.names) == names

@@ -16,6 +16,7 @@ from mgsd_core.installed import installed_path
 from mgsd_core.model import load_backbone, save_backbone
 from mgsd_core.scenes import load_scenes
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 READER, PLANNER = "models/nano-stage1", "models/nano-base"
 
@@ -24,7 +25,9 @@ READER, PLANNER = "models/nano-stage1", "models/nano-base"
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     tasks = [("frozenlake", 3), ("maze", 3)]
-    write_dataset(path, tasks, "test", seed=987_000, count=4, size=160, styles="overhead")
+    write_dataset(
+        path, DatasetRequest(tasks, "test", seed=987_000, count=4, size=160, styles="overhead")
+    )
     return path
 
 
@@ -125,7 +128,7 @@ def test_a_state_that_cannot_be_read_is_a_failure(restless_backbone, trained_bac
 
 def test_a_plan_that_the_reader_makes_is_not_taken(trained_backbone, tmp_path):
     # It nearly knows these pictures by heart, and answers every question about them with a plan.
-    write_dataset(tmp_path, [("frozenlake", 3)], "train", seed=0, count=4)
+    write_dataset(tmp_path, DatasetRequest([("frozenlake", 3)], "train", seed=0, count=4))
     scenes = load_scenes(tmp_path, "train", trained_backbone.image)
     assert all("<answer>" in said for said in read_states(trained_backbone, scenes))
     planner = load_backbone(installed_path(PLANNER))

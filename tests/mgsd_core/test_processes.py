@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 SETTINGS = [
     *("backbone.image_size=64", "backbone.nano.hidden=48", "backbone.nano.layers=2"),
@@ -31,7 +32,9 @@ SETTINGS = [
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     for split, count in (("train", 12), ("validation", 5)):
-        write_dataset(path, [("frozenlake", 3)], split, seed=0, count=count, size=64)
+        write_dataset(
+            path, DatasetRequest([("frozenlake", 3)], split, seed=0, count=count, size=64)
+        )
     return path
 
 

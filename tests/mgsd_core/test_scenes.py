@@ -17,6 +17,7 @@ from sim import FrozenLake, MiniBehaviour, State, find_family, sample, solve, st
 from sim.cases import CaseError
 from sim.dataset import load_episodes, write_dataset
 from sim.planning import step
+from sim.request import DatasetRequest
 
 SPEC = ImageSpec(size=96, patch=8)
 CASES = Path(__file__).parents[3] / "shared" / "cases"
@@ -59,7 +60,9 @@ def with_holes(count: int, size: int = 4) -> list[FrozenLake]:
 
 def test_grids_say_where_the_cells_of_a_data_set_are(tmp_path):
     pairs = [("frozenlake", 4), ("minibehaviour", 5)]
-    write_dataset(tmp_path / "plain", pairs, "train", 0, 6, 128, "flat", styles="plain")
+    write_dataset(
+        tmp_path / "plain", DatasetRequest(pairs, "train", 0, 6, 128, "flat", styles="plain")
+    )
     scenes = load_scenes(tmp_path / "plain", "train", SPEC)
     for i, state in enumerate(scenes.states):
         # A plain office has a margin of one cell, a plain lake has none.
@@ -74,7 +77,9 @@ def test_grids_say_where_the_cells_of_a_data_set_are(tmp_path):
 def test_grids_hold_in_the_fitted_picture_of_any_camera(tmp_path, renderer):
     if renderer == "panda":
         pytest.importorskip("panda3d", reason="panda3d is not installed")
-    write_dataset(tmp_path, [("frozenlake", 3)], "train", 0, 3, 64, renderer, styles="varied")
+    write_dataset(
+        tmp_path, DatasetRequest([("frozenlake", 3)], "train", 0, 3, 64, renderer, styles="varied")
+    )
     scenes = load_scenes(tmp_path, "train", SPEC)
     for i, episode in enumerate(load_episodes(tmp_path, "train")):
         pixels = episode.grid.pixels(list(np.ndindex(3, 3))).reshape(3, 3, 2)
@@ -82,7 +87,9 @@ def test_grids_hold_in_the_fitted_picture_of_any_camera(tmp_path, renderer):
 
 
 def test_a_grid_goes_with_its_picture(tmp_path):
-    write_dataset(tmp_path, [("frozenlake", 3)], "train", 0, 4, 32, "flat", styles="varied")
+    write_dataset(
+        tmp_path, DatasetRequest([("frozenlake", 3)], "train", 0, 4, 32, "flat", styles="varied")
+    )
     scenes = load_scenes(tmp_path, "train", SPEC)
     assert len(set(scenes.grids)) == 4
     assert list(scenes.part([2, 0]).grids) == [scenes.grids[2], scenes.grids[0]]

@@ -75,6 +75,7 @@ from mgsd_core.training import (
 from mgsd_core.updates import Updates
 from sim import simulate, solve
 from sim.dataset import DatasetError, write_dataset
+from sim.request import DatasetRequest
 
 COMPUTE = ComputeConfig()
 TINY = NanoConfig(
@@ -98,7 +99,9 @@ TINY_SETTINGS = [
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     for split, count in (("train", 12), ("validation", 4)):
-        write_dataset(path, [("frozenlake", 3)], split, seed=0, count=count, size=64)
+        write_dataset(
+            path, DatasetRequest([("frozenlake", 3)], split, seed=0, count=count, size=64)
+        )
     return path
 
 
@@ -284,7 +287,9 @@ def test_other_scenes_to_validate_on_and_another_prompt_style_are_refused(data, 
     assert mgsd("coldstart", data) == mgsd("distill", data, *models) == 0
     other = tmp_path / "other"
     for split, seed, count in (("train", 0, 12), ("validation", 1, 4)):
-        write_dataset(other, [("frozenlake", 3)], split, seed=seed, count=count, size=64)
+        write_dataset(
+            other, DatasetRequest([("frozenlake", 3)], split, seed=seed, count=count, size=64)
+        )
     for command, more in (("coldstart", ()), ("distill", models)):
         capsys.readouterr()
         assert mgsd(command, other, *more) == 2

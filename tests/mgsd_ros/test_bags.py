@@ -35,6 +35,7 @@ from mgsd_ros.bags import (
 from mgsd_ros.conversions import rgb_from_image, rgb_from_message
 from sim import state_to_dict
 from sim.dataset import write_dataset
+from sim.request import DatasetRequest
 
 
 def messages(bag: Path, topic: str) -> list[Any]:
@@ -124,7 +125,9 @@ def test_compressed_images_are_recorded_as_image_transport_sends_them(
 def test_recording_from_a_data_set_or_on_the_spot_gives_the_same_frames(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_dataset(tmp_path / "data", [("maze", 3)], "test", seed=5, count=3, size=64)
+    write_dataset(
+        tmp_path / "data", DatasetRequest([("maze", 3)], "test", seed=5, count=3, size=64)
+    )
     common = ["--split", "test", "--rate", "5"]
     drawn = ["--family", "maze", "--level", "3", "--count", "3", "--seed", "5", "--size", "64"]
     data = ["--data", str(tmp_path / "data")]

@@ -40,6 +40,7 @@ from sim import (
 from sim.cases import Case, CaseError, case_picture, check_case, excluded_states, load_cases
 from sim.dataset import INDEX_NAME, generate_episodes, load_episodes, write_dataset
 from sim.planning import step
+from sim.request import DatasetRequest
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 beside = pytest.mark.skipif(
@@ -625,8 +626,10 @@ def test_a_data_set_has_no_excluded_state(tmp_path: Path, split: str) -> None:
     file, digests = with_cases(tmp_path, split)
     exclude = excluded_states([file])
     assert exclude == {("frozenlake", 3): digests}
-    write_dataset(tmp_path / "with", PAIRS, split, 0, 12, 32, "flat")
-    write_dataset(tmp_path / "without", PAIRS, split, 0, 12, 32, "flat", exclude=exclude)
+    write_dataset(tmp_path / "with", DatasetRequest(PAIRS, split, 0, 12, 32, "flat"))
+    write_dataset(
+        tmp_path / "without", DatasetRequest(PAIRS, split, 0, 12, 32, "flat", exclude=exclude)
+    )
     before = load_episodes(tmp_path / "with", split, "frozenlake")
     after = load_episodes(tmp_path / "without", split, "frozenlake")
     assert {state_digest(e.state) for e in before} >= digests
@@ -637,7 +640,7 @@ def test_a_data_set_has_no_excluded_state(tmp_path: Path, split: str) -> None:
     assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
     # Files that a killed run had not entered say themselves what they were drawn without.
     (tmp_path / "without" / INDEX_NAME).unlink()
-    drawn = write_dataset(tmp_path / "without", PAIRS, split, 0, 12, 32, "flat")
+    drawn = write_dataset(tmp_path / "without", DatasetRequest(PAIRS, split, 0, 12, 32, "flat"))
     assert drawn["written"] == 12
     assert contents(tmp_path / "without") == contents(tmp_path / "with")
 
@@ -645,7 +648,9 @@ def test_a_data_set_has_no_excluded_state(tmp_path: Path, split: str) -> None:
 def test_the_test_split_may_have_them(tmp_path: Path) -> None:
     exclude = {pair: frozenset({"0" * 64}) for pair in PAIRS}
     for name, left_out in (("with", {}), ("without", exclude)):
-        write_dataset(tmp_path / name, PAIRS, "test", 0, 3, 32, "flat", exclude=left_out)
+        write_dataset(
+            tmp_path / name, DatasetRequest(PAIRS, "test", 0, 3, 32, "flat", exclude=left_out)
+        )
     files = [contents(tmp_path / n) for n in ("with", "without")]
     assert files[0] == files[1]
 

@@ -35,15 +35,13 @@ from sim.dataset import (
     generate_episodes,
     iter_episodes,
     load_episodes,
-    parse_families,
-    parse_levels,
-    parse_part,
     plan_shards,
     style_seed,
     write_dataset,
 )
 from sim.grid import Grid
 from sim.renderers import UnknownRendererError
+from sim.request import DatasetRequest, parse_families, parse_levels, parse_part
 from sim.scene import build_scene, grid_of
 from sim.style import STYLES, StyleError
 
@@ -55,8 +53,8 @@ COUNT = 6
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
-    write_dataset(out, PAIRS, "train", seed=40, count=COUNT, size=64)
-    write_dataset(out, [("maze", 3)], "test", seed=0, count=3, size=64)
+    write_dataset(out, DatasetRequest(PAIRS, "train", seed=40, count=COUNT, size=64))
+    write_dataset(out, DatasetRequest([("maze", 3)], "test", seed=0, count=3, size=64))
     return out
 
 
@@ -92,7 +90,9 @@ def test_episodes_are_true(directory: Path) -> None:
 
 @pytest.mark.parametrize("styles", STYLES)
 def test_styles_are_those_asked_for(tmp_path: Path, styles: str) -> None:
-    write_dataset(tmp_path, [("maze", 3)], "train", seed=40, count=2, size=64, styles=styles)
+    write_dataset(
+        tmp_path, DatasetRequest([("maze", 3)], "train", seed=40, count=2, size=64, styles=styles)
+    )
     loaded = load_episodes(tmp_path, "train")
     generated = list(generate_episodes("maze", 3, "train", 40, 2, 64, styles=styles))
     assert all(same(*both) for both in zip(loaded, generated, strict=True))
@@ -181,8 +181,11 @@ def test_parts_that_do_not_exist(text: str) -> None:
 
 @given(st.integers(1, 900), st.sampled_from([64, 700, 2048]), st.integers(1, 9))
 def test_parts_are_disjoint_complete_and_of_like_size(count: int, size: int, parts: int) -> None:
-    whole = plan_shards(PAIRS, "train", 5, count, size)
-    drawn = [plan_shards(PAIRS, "train", 5, count, size, part=(i, parts)) for i in range(parts)]
+    whole = plan_shards(DatasetRequest(PAIRS, "train", 5, count, size))
+    drawn = [
+        plan_shards(DatasetRequest(PAIRS, "train", 5, count, size), part=(i, parts))
+        for i in range(parts)
+    ]
     assert sorted((shard for own in drawn for shard in own), key=whole.index) == whole
     assert len({shard.file_name for shard in whole}) == len(whole)
     lengths = [len(own) for own in drawn]
@@ -245,8 +248,8 @@ def test_missing_episodes_are_named(directory: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    write_dataset(tmp_path, [("maze", 3)], "test", 0, 250, 32, renderer="flat")
-    write_dataset(tmp_path, [("maze", 4)], "test", 0, 1, 32, renderer="flat")
+    write_dataset(tmp_path, DatasetRequest([("maze", 3)], "test", 0, 250, 32, renderer="flat"))
+    write_dataset(tmp_path, DatasetRequest([("maze", 4)], "test", 0, 1, 32, renderer="flat"))
     (tmp_path / "maze-3-test-00001.parquet").unlink()
     with pytest.raises(DatasetError, match=r"maze-3-test-00001\.parquet is missing, 1 of 3 files"):
         load_episodes(tmp_path, "test")
@@ -254,7 +257,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "maze-4-test-00000.parquet").unlink()
     with pytest.raises(DatasetError, match="maze-3-test-00001"):
         load_episodes(tmp_path, "test")
-    write_dataset(tmp_path, [("maze", 3)], "test", 0, 250, 32, renderer="flat")
+    write_dataset(tmp_path, DatasetRequest([("maze", 3)], "test", 0, 250, 32, renderer="flat"))
     with pytest.raises(DatasetError, match="maze-4-test-00000"):
         load_episodes(tmp_path, "test")
 

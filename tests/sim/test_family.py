@@ -45,11 +45,12 @@ from sim import (
     state_from_dict,
     state_to_dict,
 )
-from sim.dataset import DatasetError, load_episodes, parse_families, parse_levels, write_dataset
+from sim.dataset import DatasetError, load_episodes, write_dataset
 from sim.family import GROUP
 from sim.panda import PandaRenderer
 from sim.planning import Pose, moved
 from sim.readback import Placed, ReadbackError, read_state
+from sim.request import DatasetRequest, parse_families, parse_levels
 from sim.scene import OWN_ID, build_scene
 from sim.states import normalise
 
@@ -91,7 +92,7 @@ def test_data_sets_are_what_they_always_were(tmp_path):
     if found != _VERSIONS:
         pytest.skip(f"the bytes were taken with {_VERSIONS}, here are {found}")
     pairs = [(family, level) for family in FAMILIES for level in LEVELS[family]]
-    write_dataset(tmp_path, pairs, "train", seed=0, count=10, size=64)
+    write_dataset(tmp_path, DatasetRequest(pairs, "train", seed=0, count=10, size=64))
     files = sorted(tmp_path.glob("*.parquet"))
     assert len(files) == len(pairs)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -216,7 +217,7 @@ def test_what_a_family_does_not_have_is_refused():
 def test_data_sets_of_both_kinds_lie_in_one_directory(tmp_path):
     for family in ("parcels", "maze", "frozenlake"):
         pairs = parse_levels("3", parse_families(family))
-        write_dataset(tmp_path, pairs, "train", seed=0, count=3, size=32, workers=1)
+        write_dataset(tmp_path, DatasetRequest(pairs, "train", seed=0, count=3, size=32), workers=1)
     episodes = load_episodes(tmp_path, "train")
     assert [e.family for e in episodes] == [f for f in (*FAMILIES[:2], "parcels") for _ in range(3)]
     own = load_episodes(tmp_path, "train", family="parcels")
@@ -228,7 +229,11 @@ def test_data_sets_of_both_kinds_lie_in_one_directory(tmp_path):
 def test_workers_know_own_families(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         pairs = [("parcels", 3), ("parcels", 4)]
-        write_dataset(tmp_path / name, pairs, "test", seed=0, count=2, size=32, workers=workers)
+        write_dataset(
+            tmp_path / name,
+            DatasetRequest(pairs, "test", seed=0, count=2, size=32),
+            workers=workers,
+        )
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.parquet")}
         for name in ("one", "two")
@@ -238,7 +243,9 @@ def test_workers_know_own_families(tmp_path):
 
 def test_the_other_renderer_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="only the renderer panda draws parcels"):
-        write_dataset(tmp_path / "x", [("parcels", 3)], "train", 0, 1, renderer="habitat")
+        write_dataset(
+            tmp_path / "x", DatasetRequest([("parcels", 3)], "train", 0, 1, renderer="habitat")
+        )
     assert not (tmp_path / "x").exists()
 
 
@@ -349,7 +356,7 @@ def test_a_level_without_solvable_states_ends(tmp_path):
         with pytest.raises(FamilyError, match="still is not drawn"):
             build_scene(Still(3), 0)
         with pytest.raises(DatasetError, match="still is not drawn"):
-            write_dataset(tmp_path / "out", [("still", 3)], "train", 0, 1)
+            write_dataset(tmp_path / "out", DatasetRequest([("still", 3)], "train", 0, 1))
 
 
 def test_a_level_without_states_of_a_split_ends(tmp_path):

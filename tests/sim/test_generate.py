@@ -33,6 +33,7 @@ from sim.dataset import (
     write_dataset,
 )
 from sim.drawing import MIN_SHORT_SIDE
+from sim.request import DatasetRequest
 from sim.style import STYLES
 
 pytestmark = pytest.mark.skipif(
@@ -496,14 +497,9 @@ def test_the_bar_moves_with_every_episode_of_every_worker(tmp_path: Path) -> Non
         steps: list[int] = []
         write_dataset(
             tmp_path / str(workers),
-            [("maze", 3)],
-            "train",
-            0,
-            200,
-            48,
-            "panda",
-            workers,
-            steps.append,
+            DatasetRequest([("maze", 3)], "train", 0, 200, 48, "panda"),
+            workers=workers,
+            progress=steps.append,
         )
         assert sum(steps) == 200
         # Two files, but many steps.
