@@ -86,6 +86,8 @@ def _plan(args: argparse.Namespace) -> int:
         raise ValueError("name either pictures and videos, or a camera (--camera INDEX)")
     if args.every < 1 or (args.count is not None and args.count < 1):
         raise ValueError("--every and --count must be at least 1")
+    if live and args.every > 1:
+        raise ValueError("--every is for videos: of a camera always the newest frame is planned on")
     paths = find_images(args.images)
     planner = Planner.load(args.bundle, args.backend, args.family, args.threads, repair=args.repair)
     if args.draw is not None:

@@ -174,8 +174,6 @@ class Planner:
             raise BundleError(
                 f"unknown backend {backend!r}; there are: auto, {', '.join(BACKENDS)}"
             )
-        if threads is not None and threads < 1:
-            raise BundleError(f"threads must be at least 1, not {threads}")
         bundle_dir = shipped_bundle() if bundle_dir is None else bundle_dir
         bundle = read_bundle(bundle_dir)
         families = bundle.manifest.families

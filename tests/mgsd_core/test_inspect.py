@@ -63,3 +63,8 @@ def test_what_is_damaged_ends_with_2_and_one_line(bundle, tmp_path, capsys):
     assert printed.out == "" and "decoder.onnx" in printed.err and printed.err.count("\n") == 1
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert "no bundle at" in capsys.readouterr().err
+
+
+def test_no_threads_are_refused(bundle, capsys):
+    assert main(["inspect", str(bundle), "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "mgsd inspect: threads must be at least 1, not 0\n"

@@ -465,12 +465,14 @@ def test_the_command_refuses_bad_videos_and_cameras_in_one_line(
         ("--camera", -1, *bundle),
         (mp4, "--camera", 0, *bundle),
         (mp4, "--every", 0, *bundle),
+        ("--camera", 987, "--every", 2, *bundle),
         (mp4, "--count", 0, *bundle),
     ]
     for arguments in wrong:
         status, lines, error = run_command(capfd, *arguments)
         assert status == 2 and lines == []
         assert error.startswith("mgsd plan: ") and len(error.splitlines()) == 1
+        assert ("--every is for videos" in error) == ("--camera" in arguments and 2 in arguments)
 
 
 def test_the_command_stops_a_camera_after_so_many_frames(restless_bundle, camera, tmp_path, capfd):
