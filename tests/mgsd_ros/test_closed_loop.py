@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,22 @@ def test_the_shipped_model_drives(tmp_path: Path, ros_env: dict[str, str]) -> No
     assert [line | {"seconds": 0} for line in lines[:3]] == [
         line | {"seconds": 0} for line in again
     ]
+
+
+def test_a_film_that_is_too_long_takes_no_result_with_it(
+    tmp_path: Path,
+    ros_env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in ros_env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mgsd_ros.film.encode_film", partial(encode_film, most_bytes=100))
+    lake = ["--family", "frozenlake", "--level", "3", "--count", "1", "--gif", "1"]
+    assert main(["closed-loop", *lake, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("does not fit into 100 bytes: film fewer\n")
+    check_files(tmp_path, 1)
+    assert not (tmp_path / "loop.gif").exists()
 
 
 def test_a_running_node_drives_wherever_its_grid_lies(
