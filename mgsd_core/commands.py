@@ -369,7 +369,7 @@ def _validation(
     """
     from mgsd_core.coldstart import check_not_shown
     from mgsd_core.evaluation.summary import MEASURES, summarise
-    from mgsd_core.processes import share, together
+    from mgsd_core.processes import agree, share, together
     from mgsd_core.scenes import load_scenes
     from mgsd_core.training import mixed
 
@@ -380,8 +380,14 @@ def _validation(
     mine = held_out.part(share(processes, range(len(held_out.states))))
 
     def validate() -> tuple[float, dict[str, float]]:
-        with mixed(compute, processes.device):
-            records = judge(backbone, mine)
+        records: list[Record] = []
+        failed: Exception | None = None
+        try:
+            with mixed(compute, processes.device):
+                records = judge(backbone, mine)
+        except (ValueError, OSError) as error:
+            failed = error
+        agree(processes, failed)
         macro = summarise(together(processes, records))["macro"]
         return macro[measure], {f"validation_{m}": macro[m] for m in MEASURES if m != measure}
 

@@ -198,26 +198,27 @@ _ONE_FAILS = """
 import os
 import mgsd_core.coldstart
 from mgsd_core.cli import program
-from mgsd_core.training import TrainingError
 
-def check_length(*_):
-    if os.environ["RANK"] == "1":
-        raise TrainingError("too long for one")
+def fails(*_):
+    raise ValueError("wrong with one")
 
-mgsd_core.coldstart.check_length = check_length
+if os.environ["RANK"] == "1":
+    mgsd_core.coldstart.{name} = fails
 program()
 """
 
 
-def test_an_error_of_any_process_is_said_by_the_one_that_speaks(data, tmp_path):
+@pytest.mark.parametrize("name", ["check_length", "state_recovery"])
+def test_an_error_of_any_process_is_said_by_the_one_that_speaks(data, tmp_path, name):
+    """In the samples of a step, and in validation."""
     script = tmp_path / "program.py"
-    script.write_text(_ONE_FAILS)
+    script.write_text(_ONE_FAILS.format(name=name))
     sets = [word for s in SETTINGS for word in ("--set", s)]
     out = tmp_path / "out"
     done = _launch(2, str(script), "coldstart", "--data", str(data), "--out", str(out), *sets)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("mgsd coldstart:")]
-    assert said == ["mgsd coldstart: too long for one"]
+    assert said == ["mgsd coldstart: wrong with one"]
     assert "RuntimeError" not in done.stderr
 
 
