@@ -80,8 +80,9 @@ def test_its_card_names_the_bundle_and_the_weights():
     assert "apache-2.0" in card
 
 
-def test_the_experiments_table_and_plot_are_what_its_results_draw(tmp_path):
-    where = installed_path("experiments/nano")
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_the_experiments_table_and_plot_are_what_its_results_draw(tmp_path, name):
+    where = installed_path("experiments") / name
     (tmp_path / "results.json").write_bytes((where / "results.json").read_bytes())
     redraw(tmp_path)
     assert (tmp_path / "table.md").read_text() == (where / "table.md").read_text()
@@ -99,14 +100,22 @@ def test_the_experiment_once_more_came_to_the_same():
     assert f"gave {first} % on the 1,800 scenes of the experiment, and {second} with" in page
 
 
-def test_the_readme_says_what_the_experiment_came_to():
-    where = installed_path("experiments/nano")
-    section = (where / "../../README.md").read_text().split("### What makes the difference")[1]
+def test_the_readme_says_what_the_experiments_came_to():
+    where = installed_path("experiments")
+    section = (where / "../README.md").read_text().split("### What makes the difference")[1]
     said = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
-    found = (where / "table.md").read_text().split("\n\n")[0].splitlines()
-    assert len(said) == len(found) > 8
-    for line, whole in zip(said[2:], found[2:], strict=True):
-        assert whole.startswith(line.replace("**", ""))
+    cells = [[c.strip(" *") for c in line.strip("|").split("|")] for line in said[2:]]
+    found, small = (_table(where / name / "table.md") for name in ("nano", "small"))
+    assert [title for title, *_ in cells] == list(found) and len(found) > 8
+    for title, seeds, *figures in cells:
+        assert [seeds, *figures] == [*found[title][:3], *small[title][1:3]]
+
+
+def _table(file: Path) -> dict[str, list[str]]:
+    """Return the figures of an experiment's table by its titles."""
+    lines = file.read_text().split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {title: figures for title, *figures in rows}
 
 
 @pytest.mark.parametrize("page", ["README.md", "models/nano-weights/README.md"])
