@@ -32,9 +32,10 @@ def register_plan(commands: Any) -> None:
         help="plan from pictures, videos or a camera",
         description="Plan from every picture, or every frame of a video or camera, and print one "
         "JSON line for each: image, for frames also frame (index from 0) and time (s since the "
-        "first frame), then actions, path, state, verdict, text and timings [s]. Of a camera "
-        "always the newest frame is planned on; Ctrl-C ends it. Exit status 0: every picture got a "
-        "plan that is legal in the state the model recovered; 1: some did not; 2: bad input.",
+        "first frame), then actions, path, state, verdict, repaired, confidence, text, tokens, "
+        "passes and timings [s]. Of a camera always the newest frame is planned on; Ctrl-C ends "
+        "it. Exit status 0: every picture got a plan that is legal in the state the model "
+        "recovered; 1: some did not; 2: bad input.",
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument

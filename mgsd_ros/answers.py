@@ -4,8 +4,8 @@ Imports no ROS. Version 1 of the object, field by field; `config/actions.schema.
 as a JSON Schema:
 
     schema_version  1
-    stamp           {"sec", "nanosec"} of the image
-    frame_id        of the image
+    stamp           {"sec", "nanosec"} of the image, or of when the plan was withdrawn
+    frame_id        of the image, or of the grid when the plan was withdrawn
     family          of tasks that was asked for
     actions         ["R", "D", …], or null when there is no plan in the answer
     path            the robot's cells [[row, column], …] before the first and after each action

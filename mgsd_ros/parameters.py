@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mgsd_core.runtime.backends import BACKENDS
 from mgsd_ros.grid_frame import GridFrame
 from mgsd_ros.work_area import AreaCorners, AreaPose, CameraPose, WorkAreaError
 from sim.states import MAX_SIZE
@@ -94,6 +95,7 @@ class PlannerParameters:
         "backend",
         "auto",
         "Engine to run the bundle on; auto takes the fastest that works here.",
+        choices=("auto", *BACKENDS),
         at_configure=True,
     )
     autostart: bool = _parameter(
@@ -449,7 +451,8 @@ def reference() -> str:
         "",
         "Written by `python -m mgsd_ros.parameters > docs/parameters.md`; "
         "`config/planner.yaml` holds them with their defaults.",
-        "Those marked with * are read when the node is configured and can be changed before only.",
+        "Those marked with * are read when the node is configured and can be changed before only; "
+        "so can `grid.*` where the work area follows from `camera`.",
         "",
         "| name | type | default | values | |",
         "|---|---|---|---|---|",

@@ -82,7 +82,7 @@ def test_what_the_node_does_not_have_is_warned_of_unless_it_may_be_anothers(
 TWO = """
 /**: {ros__parameters: {max_rate: 5.0, repair: true}}
 /robot1/planner: {ros__parameters: {family: maze, repair: false}}
-/robot1/*: {ros__parameters: {backend: onnx}}
+/robot1/*: {ros__parameters: {backend: tensorrt-rtx}}
 /robot2/planner: {ros__parameters: {family: minibehaviour}}
 /robot2/**: {ros__parameters: {min_confidence: 0.5}}
 """
@@ -94,7 +94,7 @@ def test_of_several_nodes_one_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="/robot1/planner, /robot2/planner") as error:
         read_parameter_file(file)
     assert "--node" in str(error.value)
-    first = PlannerParameters(max_rate=5.0, family="maze", backend="onnx")
+    first = PlannerParameters(max_rate=5.0, family="maze", backend="tensorrt-rtx")
     for name in ("/robot1/planner", "robot1/planner"):
         assert read_parameter_file(file, node=name) == first
     second = PlannerParameters(
