@@ -76,6 +76,7 @@ def test_every_parameter_is_described_and_bounded() -> None:
         ({"max_frame_age": float("nan")}, "parameter max_frame_age must be from 0.0"),
         ({"bundle": None}, "parameter bundle must be text"),
         ({"reliability": "loud"}, "parameter reliability must be one of best_effort, reliable"),
+        ({"backend": "cuda"}, "parameter backend must be one of auto, tensorrt"),
         ({"grid_frame_id": "", "grid_cell_size": 1.0}, "grid.frame_id must not be empty"),
     ],
 )
