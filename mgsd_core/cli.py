@@ -16,14 +16,30 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ENTRY_POINT_GROUP = "mgsd.commands"
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the defaults to the help of options, but for those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows its help as `_Help` does, and so do its commands: argparse gives them this class."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **settings})
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every installed package's commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mgsd", description="From camera frames to plans: simulate, train, export, deploy."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

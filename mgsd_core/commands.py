@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgsd_core.places import weights_place, weights_word
-from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,12 +34,9 @@ def register(commands: Any) -> None:
     from mgsd_core.commands_plan import register_plan
     from mgsd_core.commands_report import register_report
 
-    formatter = HelpFormatter
-
     coldstart = commands.add_parser(
         "coldstart",
         help="stage 1: teach a backbone to read the state off a picture (nano: stage 0 before it)",
-        formatter_class=formatter,
     )
     _add_training_arguments(coldstart)
     coldstart.add_argument(
@@ -53,7 +49,6 @@ def register(commands: Any) -> None:
     distill = commands.add_parser(
         "distill",
         help="stage 2: on-policy self-distillation from the frozen base that reads symbols",
-        formatter_class=formatter,
     )
     _add_training_arguments(distill)
     distill.add_argument(

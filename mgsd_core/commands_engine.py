@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.help_text import HelpFormatter
-
 if TYPE_CHECKING:
     from mgsd_core.runtime.tensorrt_library import Gpu, Library
 
@@ -24,7 +22,6 @@ def register_engine(commands: Any) -> None:
         "the cache, where planners find it. It is kept only if it answers the bundle's golden "
         "pictures as the trained model does; TensorRT-RTX also builds where there is no GPU, and "
         "then the first planner that loads the engine checks it.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

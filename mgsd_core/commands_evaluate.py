@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.files import write_file
-from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from mgsd_core.evaluation.models import JudgedModel
@@ -30,7 +29,6 @@ def register_evaluate(commands: Any) -> None:
         description="Let a model plan from held-out pictures, execute its plans in the true states "
         "and write results.json, a line for every response, and report.html. Or compare two such "
         "results scene by scene. docs/evaluation.md says what the figures mean.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     judged = parser.add_mutually_exclusive_group(required=True)

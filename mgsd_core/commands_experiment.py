@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 
 def register_experiment(commands: Any) -> None:
     """Add `experiment` to the parser of `mgsd`."""
@@ -18,7 +16,6 @@ def register_experiment(commands: Any) -> None:
         description="Runs every arm of an experiment for every seed, or what is not done yet: "
         "scenes, training, evaluation. Writes results.json, table.md and success.svg. Status 1: "
         "with --against, success is not within the interval of what was published.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("file", type=Path, help="the experiment (.yaml)")

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 
 def register_export(commands: Any) -> None:
     """Add `export` to the parser of `mgsd`."""
@@ -17,7 +15,6 @@ def register_export(commands: Any) -> None:
         help="weights into a bundle that a robot runs without torch",
         description="Write ONNX graphs, tokenizer, prompts and golden answers as one directory. "
         "It is let out only if it answers the golden pictures as transformers does.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -6,8 +6,6 @@ import argparse
 import json
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 
 def register_family(commands: Any) -> None:
     """Add `check-family` to the parser of `mgsd`."""
@@ -16,7 +14,6 @@ def register_family(commands: Any) -> None:
         help="try out a task family of your own before anything is trained on it",
         description="Sample states of every level, solve them, write them as JSON and as text and "
         "read them back, draw them and read them back; print what was found. See docs/own_task.md.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("family", help="name in the entry point groups of an installed package")
     parser.add_argument("--states", type=int, default=20, help="states of each level [count]")

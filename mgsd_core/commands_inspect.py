@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 
 def register_inspect(commands: Any) -> None:
     """Add `inspect` to the parser of `mgsd`."""
@@ -19,7 +17,6 @@ def register_inspect(commands: Any) -> None:
         description="Check every digest of a bundle, load its graphs and let it answer its golden "
         "pictures. A table goes to stderr, one JSON object to stdout. Exit status 0: all is well; "
         "1: it answers otherwise than the trained model did; 2: it is damaged or no bundle.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

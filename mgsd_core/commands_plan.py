@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.files import write_file
-from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +35,6 @@ def register_plan(commands: Any) -> None:
         "passes and timings [s]. Of a camera always the newest frame is planned on; Ctrl-C ends "
         "it. Exit status 0: every picture got a plan that is legal in the state the model "
         "recovered; 1: some did not; 2: bad input.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

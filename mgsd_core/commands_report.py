@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.files import write_file
-from sim.help_text import HelpFormatter
 
 
 def register_report(commands: Any) -> None:
@@ -19,7 +18,6 @@ def register_report(commands: Any) -> None:
         description="Write the page of an evaluation again from its results: one HTML file that "
         "requests nothing. It needs neither the model nor the data. docs/evaluation.md says what "
         "the figures mean.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("results", type=Path, help="directory that `mgsd evaluate` wrote")

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.help_text import HelpFormatter
-
 if TYPE_CHECKING:
     from sim.dataset import Episode
 
@@ -31,27 +29,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     register_demo(subparsers)
 
 
-def _parser(
-    subparsers: argparse._SubParsersAction, name: str, short: str, long: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=short,
-        description=long,
-        formatter_class=HelpFormatter,
-    )
-    return parser
-
-
 def _register_record(subparsers: argparse._SubParsersAction) -> None:
-    parser = _parser(
-        subparsers,
+    parser = subparsers.add_parser(
         "record-bag",
-        "write rendered frames and their true states to a ROS 2 bag",
-        "Write a ROS 2 bag of frames that the simulator drew, as a camera would have seen them: "
-        f"{_IMAGE_TOPIC} (or {_IMAGE_TOPIC}/compressed), /camera/camera_info and the truth of "
-        "every frame on /ground_truth/state. The frames come from a data set, or are drawn on the "
-        "spot. Needs no ROS.",
+        help="write rendered frames and their true states to a ROS 2 bag",
+        description="Write a ROS 2 bag of frames that the simulator drew, as a camera would have "
+        f"seen them: {_IMAGE_TOPIC} (or {_IMAGE_TOPIC}/compressed), /camera/camera_info and the "
+        "truth of every frame on /ground_truth/state. The frames come from a data set, or are "
+        "drawn on the spot. Needs no ROS.",
     )
     add = parser.add_argument
     add("--data", type=Path, help="data set of `mgsd generate`; default: draw the frames now")
@@ -115,12 +100,11 @@ def _episodes(args: argparse.Namespace) -> Iterator[Episode]:
 
 
 def _register_play(subparsers: argparse._SubParsersAction) -> None:
-    parser = _parser(
-        subparsers,
+    parser = subparsers.add_parser(
         "play-bag",
-        "send a bag's frames to a running planner node and collect its plans",
-        "Publish the frames of a ROS 2 bag, wait for the plan that the node makes of each, and "
-        "write the answers as JSON lines. Needs rclpy and a running node.",
+        help="send a bag's frames to a running planner node and collect its plans",
+        description="Publish the frames of a ROS 2 bag, wait for the plan that the node makes of "
+        "each, and write the answers as JSON lines. Needs rclpy and a running node.",
     )
     add = parser.add_argument
     add("--bag", type=Path, required=True, help="the bag")

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 # Most reasons for frames without a good answer that are printed.
 _MOST_ERRORS = 3
 
@@ -24,7 +22,6 @@ def register_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "frames.jsonl, summary.json and timings.json, and report.html to look at. Of a bag that is "
         "damaged or cut off what comes before is evaluated; the status is then 2. It is 1 when "
         "there is no plan for any frame. Needs no ROS.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--bag", type=Path, required=True, help="the bag, or one file of it")

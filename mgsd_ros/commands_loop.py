@@ -9,7 +9,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from sim.files import write_file
-from sim.help_text import HelpFormatter
 
 
 def register_loop(subparsers: argparse._SubParsersAction) -> None:
@@ -25,7 +24,6 @@ def register_loop(subparsers: argparse._SubParsersAction) -> None:
         "without looking again, since no state says that the robot carries something. Writes "
         "episodes.jsonl (a line for each scene), results.json and, with --gif, loop.gif. Needs "
         "rclpy.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

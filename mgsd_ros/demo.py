@@ -21,7 +21,6 @@ from mgsd_core.steps import run_step
 from mgsd_ros.node_process import own_environment, planner_node
 from sim import FAMILIES, LEVELS, Action, Cell, Plan, simulate
 from sim.files import write_file
-from sim.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +55,6 @@ def register_demo(commands: Any) -> None:
         "frames in a real ROS 2 node. In the end the first model drives in simulation, in closed "
         "loop over ROS 2. Status 1 when MGSD gains less than "
         f"{100 * REQUIRED_GAIN:.0f} points over the base.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="directory of everything it makes")

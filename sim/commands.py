@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sim.commands_cases import register as register_cases
 from sim.commands_scan import register as register_scan
-from sim.help_text import HelpFormatter
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -23,7 +22,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "plans and cameras to Parquet shards. The bytes follow from the arguments alone, not from "
         "the number of workers, parts or machines. A run that was interrupted goes on where it "
         "stopped.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -8,8 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sim.help_text import HelpFormatter
-
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `cases` to the program `mgsd`."""
@@ -20,7 +18,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "what they list, plans, distances and neighbours, against this package's solver and "
         "simulator. Prints a table by family and level, and every problem with its file and line. "
         "Status 1: there were problems.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="file or folder")

@@ -7,8 +7,6 @@ import json
 import time
 from pathlib import Path
 
-from sim.help_text import HelpFormatter
-
 #: Height above the floor at which a view is cut unless another is asked for [m]: from above as in
 #: an architect's plan; from the side so low that a wall hides no cell behind it.
 CUT_HEIGHTS = {"top": 1.5, "oblique": 0.3}
@@ -25,7 +23,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "a grid, square windows of the grid become mazes or lakes, robot and goal are put into the "
         "scan. The bytes follow from the arguments and the scan alone, not from the number of "
         "workers. A run that was interrupted goes on where it stopped. See docs/scans.md.",
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(
