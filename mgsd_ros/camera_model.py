@@ -288,7 +288,7 @@ def model_of(
         roi_width, roi_height = calibration.width, calibration.height
     bins = max(1, calibration.binning_x), max(1, calibration.binning_y)
     expected = roi_width // bins[0], roi_height // bins[1]
-    scale = scale_between(expected, (width, height), "CameraInfo is of")
+    scale = _scale_between(expected, (width, height))
     k = np.reshape(calibration.k, (3, 3))
     if rectified and any(calibration.p):
         k = np.reshape(calibration.p, (3, 4))
@@ -304,13 +304,13 @@ def model_of(
     )
 
 
-def scale_between(expected: tuple[int, int], size: tuple[int, int], what: str) -> float:
+def _scale_between(expected: tuple[int, int], size: tuple[int, int]) -> float:
     """Return by how much a picture (width, height) is smaller than expected, a whole factor.
 
     A larger one gives 1 / factor. Where the factor does not divide the sides, the rest was cut off.
 
     Raises:
-        WorkAreaError: by none up to `MAX_SCALE`; the message begins with `what`.
+        WorkAreaError: by none up to `MAX_SCALE`.
     """
     check_sides(*size, "the picture")
     for factor in range(1, MAX_SCALE + 1):
@@ -319,8 +319,8 @@ def scale_between(expected: tuple[int, int], size: tuple[int, int], what: str) -
         if (expected[0] * factor, expected[1] * factor) == size:
             return 1 / factor
     raise WorkAreaError(
-        f"{what} {expected[0]} × {expected[1]} px, the picture has {size[0]} × {size[1]}: not "
-        "smaller or larger by a whole factor"
+        f"CameraInfo is of {expected[0]} × {expected[1]} px, the picture has {size[0]} × "
+        f"{size[1]}: not smaller or larger by a whole factor"
     )
 
 

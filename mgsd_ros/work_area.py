@@ -1,4 +1,4 @@
-"""From a camera's picture to the square one that the planner knows, and from cells to its pixels.
+"""From a camera's picture to the square one that the planner knows.
 
 The planner wants the work area seen from straight above, cell (0, 0) at the top left, as it was
 trained. A robot's camera sees it as some quadrilateral, bent by a lens. Where that lies is said in
@@ -7,7 +7,7 @@ one of two ways:
     AreaCorners   four pixels, clicked once
     AreaPose      where the camera is and where the grid is, in metres
 
-A `WorkAreaView` is what follows for pictures of one size: maps between cells and pixels. A
+A `WorkAreaView` is what follows for pictures of one size: the map from cells to pixels. A
 `Rectifier` applies it to frames. Only the latter needs OpenCV.
 
 A place in the grid is (row, column) as floats, whole numbers at the cells' centres; the area
@@ -32,10 +32,8 @@ from mgsd_ros.camera_model import (
     WorkAreaError,
     check_sides,
     model_of,
-    scale_between,
 )
 from mgsd_ros.grid_frame import GridFrame
-from sim import Cell
 from sim.scene import MARGIN
 from sim.states import MAX_SIZE
 
@@ -72,10 +70,6 @@ class AreaCorners:
         cells: along each side of the grid.
         corners: pixels (u, v) of the grid's outer corners: top left, top right, bottom right,
             bottom left, as the grid has them, however the camera is turned.
-        picture: width and height of the picture that they were measured in [px], so that frames
-            smaller or larger by a whole factor are understood; (0, 0): those of the frames.
-        rectified: they were measured in the undistorted picture (`image_rect`), whichever the
-            frames are. Needs CameraInfo.
 
     Raises:
         WorkAreaError: not four pixels, or a number is not finite or out of range.
@@ -83,8 +77,6 @@ class AreaCorners:
 
     cells: int
     corners: tuple[tuple[float, float], ...]
-    picture: tuple[int, int] = (0, 0)
-    rectified: bool = False
 
     def __post_init__(self) -> None:
         _check_cells(self.cells)
@@ -200,22 +192,18 @@ class AreaPose:
     Attributes:
         cells: along each side of the grid.
         grid: where it lies.
-        camera: the camera's pose in `grid.frame_id`.
-        floor: height of the grid in that frame [m].
+        camera: the camera's pose in `grid.frame_id`, whose z = 0 is the floor.
 
     Raises:
-        WorkAreaError: a number is not finite or out of range.
+        WorkAreaError: the number of cells is out of range.
     """
 
     cells: int
     grid: GridFrame
     camera: CameraPose
-    floor: float = 0.0
 
     def __post_init__(self) -> None:
         _check_cells(self.cells)
-        if not math.isfinite(self.floor):
-            raise WorkAreaError(f"the floor's height must be finite, not {self.floor}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,72 +232,15 @@ class WorkAreaView:
         points = np.stack([column, row, np.ones_like(row)], axis=1)
         return self.camera.pixels(points @ np.array(self.to_direction).T)
 
-    def places(self, pixels: ArrayLike) -> NDArray[np.float64]:
-        """Return the places (row, column) float64 [N, 2] whose floor pixels [N, 2] show.
-
-        NaN where a pixel shows no floor, at the horizon and above it.
-        """
-        seen = np.linalg.solve(np.array(self.to_direction), self.camera.directions(pixels).T)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            column, row = seen[:2] / np.where(seen[2] > 0, seen[2], np.nan)
-        return np.stack([row, column], axis=1)
-
-    def pixel_of_cell(self, cell: Cell) -> tuple[float, float]:
-        """Return the pixel (u, v) of a cell's centre; `sim.drawing.draw_plan` takes this method."""
-        [(u, v)] = self.pixels([cell]).tolist()
-        return u, v
-
-    def cell_at(self, u: float, v: float) -> Cell | None:
-        """Return the cell whose floor a pixel shows if nothing stands before it; None outside."""
-        [place] = self.places([(u, v)])
-        if not np.isfinite(place).all():
-            return None
-        row, column = (math.floor(i + 0.5) for i in place)
-        return (row, column) if 0 <= row < self.cells and 0 <= column < self.cells else None
-
-    def pixels_of_points(self, grid: GridFrame, points: ArrayLike) -> NDArray[np.float64]:
-        """Return the pixels (u, v) float64 [N, 2] of points (x, y) [N, 2] [m] on the floor.
-
-        `grid` says where the work area lies in metres; the points are in its frame.
-        """
-        xy = np.asarray(points, np.float64).reshape(-1, 2)
-        places = np.linalg.solve(_to_metres(grid), np.column_stack([xy, np.ones(len(xy))]).T)
-        return self.pixels(places[1::-1].T)
-
-    def points(self, grid: GridFrame, pixels: ArrayLike) -> NDArray[np.float64]:
-        """Return the points (x, y) float64 [N, 2] [m] of the floor that pixels [N, 2] show.
-
-        In the frame of `grid`; NaN where a pixel shows no floor.
-        """
-        row, column = self.places(pixels).T
-        return (_to_metres(grid) @ [column, row, np.ones_like(row)])[:2].T
-
-    def natural_side(self, margin: float = MARGIN) -> int:
-        """Return the side [px] at which a rectified picture loses nothing of the camera's.
-
-        Where the camera sees cells largest, a pixel there is one here; `MIN_SIDE` to `MAX_SIDE`.
-        """
-        across, down = _steps(self._lattice())
-        steps = np.concatenate([across.reshape(-1, 2), down.reshape(-1, 2)])
-        largest = np.nanmax(np.linalg.norm(steps, axis=1))
-        side = math.ceil(largest * self.cells * (1 + 2 * margin))
-        return min(max(side, MIN_SIDE), MAX_SIDE)
-
-    def source_pixels(
-        self, side: int, margin: float = MARGIN
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return where the pixels of a square picture from above come from.
+    def source_pixels(self, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return where the pixels of a square picture from above, `side` px wide, come from.
 
         The grid lies in it as `sim.drawing.canonical_cell_to_pixel` says.
-
-        Args:
-            side: of the square picture [px].
-            margin: room around the grid, as a share of its side.
 
         Returns:
             (u, v), float32 [side, side] each; far outside the picture where nothing is seen.
         """
-        per_cell = side / (self.cells * (1 + 2 * margin))
+        per_cell = side / (self.cells * (1 + 2 * MARGIN))
         along = (np.arange(side) - (side - 1) / 2) / per_cell + (self.cells - 1) / 2
         row, column = np.meshgrid(along, along, indexing="ij")
         pixels = self.pixels(np.stack([row, column], axis=-1))
@@ -347,16 +278,12 @@ def view_of(
     """
     check_sides(width, height, "the picture")
     if calibration is None:
-        if isinstance(area, AreaPose) or area.rectified:
-            what = "the camera's pose" if isinstance(area, AreaPose) else "undistorted corners"
-            raise WorkAreaError(f"a work area by {what} needs the camera's CameraInfo")
+        if isinstance(area, AreaPose):
+            raise WorkAreaError("a work area by the camera's pose needs the camera's CameraInfo")
         camera = CameraModel(1.0, 1.0, 0.0, 0.0)  # the picture itself is the plane
     else:
         camera = model_of(calibration, width, height, rectified)
-    if isinstance(area, AreaPose):
-        to_direction = _by_pose(area)
-    else:
-        to_direction = _by_corners(area, width, height, camera, calibration)
+    to_direction = _by_pose(area) if isinstance(area, AreaPose) else _by_corners(area, camera)
     view = WorkAreaView(area.cells, width, height, camera, tuple(map(tuple, to_direction.tolist())))
     _check_seen(view)
     return view
@@ -364,7 +291,7 @@ def view_of(
 
 def _by_pose(area: AreaPose) -> NDArray[np.float64]:
     camera = area.camera
-    lifted = np.vstack([_to_metres(area.grid)[:2], (0, 0, area.floor)])
+    lifted = np.vstack([_to_metres(area.grid)[:2], (0, 0, 0)])
     lifted[:, 2] -= (camera.x, camera.y, camera.z)
     to_direction = camera.rotation().T @ lifted
     depths = _outer_corners(area.cells) @ to_direction[2]
@@ -377,20 +304,8 @@ def _by_pose(area: AreaPose) -> NDArray[np.float64]:
     return to_direction
 
 
-def _by_corners(
-    area: AreaCorners,
-    width: int,
-    height: int,
-    camera: CameraModel,
-    calibration: CameraCalibration | None,
-) -> NDArray[np.float64]:
-    corners = np.array(area.corners)
-    if area.picture != (0, 0):
-        scale = scale_between(area.picture, (width, height), "the corners are of a picture of")
-        corners = (corners + 0.5) / scale - 0.5
-    if area.rectified and calibration is not None:
-        camera = model_of(calibration, width, height, rectified=True)
-    seen = camera.directions(corners)
+def _by_corners(area: AreaCorners, camera: CameraModel) -> NDArray[np.float64]:
+    seen = camera.directions(area.corners)
     for name, direction in zip(_CORNERS, seen, strict=True):
         if not np.isfinite(direction).all():
             raise WorkAreaError(f"no light reaches the work area's {name} corner by CameraInfo's D")
@@ -410,7 +325,8 @@ def _by_corners(
 
 def _check_seen(view: WorkAreaView) -> None:
     """Raise WorkAreaError where a cell is not in the picture or too small to be read."""
-    across, down = _steps(view._lattice())
+    lattice = view._lattice()
+    across, down = np.diff(lattice, axis=1), np.diff(lattice, axis=0)
     cells = np.moveaxis(np.indices((view.cells, view.cells)), 0, -1).reshape(-1, 2)
     pixels = view.pixels(cells)
     limits = (view.width - 0.5, view.height - 0.5)
@@ -444,41 +360,30 @@ class Rectifier:
 
     Attributes:
         area: where the work area is.
-        side: of the square pictures [px]; 0: `WorkAreaView.natural_side`, from which the planner
-            shrinks with all pixels taken into account. Smaller ones take less time and skip pixels;
-            at twice the side of the model's own pictures plans were no worse.
-        margin: room around the grid, as a share of its side; the model was trained with `MARGIN`.
+        side: of the square pictures [px]. Smaller ones take less time and skip pixels of the frame;
+            at twice the side of the model's own pictures plans were no worse for that.
         rectified: the frames are undistorted already (`image_rect`).
 
     Raises:
         WorkAreaError: OpenCV is not installed, or a number is out of range.
     """
 
-    def __init__(
-        self,
-        area: AreaCorners | AreaPose,
-        side: int = 0,
-        margin: float = MARGIN,
-        rectified: bool = False,
-    ) -> None:
-        if side and not MIN_SIDE <= side <= MAX_SIDE:
+    def __init__(self, area: AreaCorners | AreaPose, side: int, rectified: bool = False) -> None:
+        if not MIN_SIDE <= side <= MAX_SIDE:
             raise WorkAreaError(
                 f"a rectified picture must have {MIN_SIDE} to {MAX_SIDE} px a side, not {side}"
             )
-        if not 0 <= margin <= 1:
-            raise WorkAreaError(f"the margin around the work area must be 0 to 1, not {margin}")
-        self.area, self.side, self.margin, self.rectified = area, side, margin, rectified
+        self.area, self.side, self.rectified = area, side, rectified
         self._cv2 = _import_cv2()
         self._known: tuple[int, int, CameraCalibration | None] | None = None
 
     def view(
         self, width: int, height: int, calibration: CameraCalibration | None = None
     ) -> WorkAreaView:
-        """Return the maps between cells and pixels of frames of this size; see `view_of`."""
+        """Return where the cells are in frames of this size; see `view_of`."""
         if self._known != (width, height, calibration):
             view = view_of(self.area, width, height, calibration, self.rectified)
-            side = self.side or view.natural_side(self.margin)
-            u, v = view.source_pixels(side, self.margin)
+            u, v = view.source_pixels(self.side)
             # 1/32 px is fine enough, and remapping by whole numbers takes half the time.
             self._table = self._cv2.convertMaps(u, v, self._cv2.CV_16SC2)
             self._view, self._known = view, (width, height, calibration)
@@ -532,11 +437,6 @@ def _to_metres(grid: GridFrame) -> NDArray[np.float64]:
     origin, right, down = (np.array(grid.position(cell)) for cell in ((0, 0), (0, 1), (1, 0)))
     columns = [(*(right - origin), 0), (*(down - origin), 0), (*origin, 1)]
     return np.array(columns, np.float64).T
-
-
-def _steps(lattice: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the steps along columns [n + 1, n, 2] and rows [n, n + 1, 2] of a lattice."""
-    return np.diff(lattice, axis=1), np.diff(lattice, axis=0)
 
 
 def _turns(corners: NDArray[np.float64]) -> NDArray[np.float64]:
