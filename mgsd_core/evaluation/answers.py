@@ -142,16 +142,12 @@ def evaluate_bundle(
         family: Planner.load(path, family=family)
         for family in sorted({state.family for state in scenes.states})
     }
-    records = []
-    for name, state, plan, picture in zip(
-        scenes.names, scenes.states, scenes.plans, scenes.images, strict=True
-    ):
-        text = planners[state.family].plan(picture).text
-        parsed = prompts.parse_response(text, state.family)
-        records.append(score(name, state, plan, parsed, text))
-        if progress is not None:
-            progress(1)
-    return records
+
+    def answer(part: Scenes) -> list[str]:
+        shown = zip(part.states, part.images, strict=True)
+        return [planners[state.family].plan(picture).text for state, picture in shown]
+
+    return judge(scenes, answer, 1, progress)
 
 
 def plan_records(scenes: Scenes, plans: Sequence[Plan]) -> list[Record]:
