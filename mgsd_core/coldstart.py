@@ -45,6 +45,9 @@ from sim.shards import named_exclusion
 
 _NOTHING: Exclusion = {}
 
+# Most actions of a detour.
+_LONGEST_DETOUR = 3
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -248,9 +251,9 @@ def shown_at(sizes: Sequence[int], config: ColdstartConfig, step: int) -> Sequen
     return [i for i, size in enumerate(sizes) if size <= levels[count - 1]]
 
 
-def state_recovery(backbone: Backbone, scenes: Scenes, batch: int = 64) -> list[Record]:
+def state_recovery(backbone: Backbone, scenes: Scenes) -> list[Record]:
     """Ask for the state of every picture and judge the answers; nothing is planned."""
-    return judge(scenes, partial(read_states, backbone), batch)
+    return judge(scenes, partial(read_states, backbone))
 
 
 def text_sample(
@@ -288,14 +291,14 @@ def text_sample(
     return Sample(prompt, prompts.response_text(state, plan), scene, begun)
 
 
-def detour(state: State, plan: Plan, rng: random.Random, most: int = 3) -> tuple[Plan, Plan | None]:
-    """Leave a plan somewhere for up to `most` random legal actions.
+def detour(state: State, plan: Plan, rng: random.Random) -> tuple[Plan, Plan | None]:
+    """Leave a plan somewhere for some random legal actions.
 
     Returns:
         The actions up to there, and the shortest plan from there on, None where there is none.
     """
     family = find_family(state.family)
-    kept, extra = rng.randrange(len(plan)), rng.randint(1, most)
+    kept, extra = rng.randrange(len(plan)), rng.randint(1, _LONGEST_DETOUR)
     gone: list[StrEnum] = []
     pose = family.begin(state)
     for number in range(kept + extra):
@@ -338,7 +341,7 @@ def supervised_passes(
     for sample, length in zip(samples, lengths, strict=True):
         check_length(backbone, compute, length, sample.scene, sample.prompt.has_image)
     passes = []
-    for chosen in length_buckets(lengths, most=compute.pass_tokens):
+    for chosen in length_buckets(lengths, compute.pass_tokens):
         batch = make_batch(
             backbone,
             [asked[i] for i in chosen],

@@ -176,7 +176,7 @@ def train_distill(
             scored = _teacher_hidden(teacher, told, responses, compute)
         passes = []
         lengths = [len(a) + len(r) for a, r in zip(asked, responses, strict=True)]
-        for rows in length_buckets(lengths, most=compute.pass_tokens):
+        for rows in length_buckets(lengths, compute.pass_tokens):
             batch = make_batch(
                 student,
                 [asked[r] for r in rows],
@@ -353,7 +353,7 @@ def _teacher_hidden(
     read: dict[int, _Read] = {}
     lengths = [len(t) + len(r) for t, r in zip(told, responses, strict=True)]
     with teacher.alone():
-        for rows in length_buckets(lengths, most=compute.pass_tokens):
+        for rows in length_buckets(lengths, compute.pass_tokens):
             batch = make_batch(
                 teacher.backbone, [told[r] for r in rows], [responses[r] for r in rows]
             )

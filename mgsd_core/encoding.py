@@ -24,6 +24,9 @@ from mgsd_core.runtime.preprocess import mrope_positions, patchify
 
 _SEEN_ARGUMENT = "mm_encoder_outputs"
 
+# Largest share by which the shortest sequence of a group falls short of its longest.
+_WASTE = 0.15
+
 #: Whether the model can read what was seen before; an older transformers would silently ignore it.
 TAKES_SEEN = _SEEN_ARGUMENT in inspect.signature(Qwen3VLModel.forward).parameters
 
@@ -240,14 +243,11 @@ def completion_tokens(batch: Batch) -> torch.Tensor:
     return batch.ids[:, 1:][batch.completion[:, 1:]]
 
 
-def length_buckets(
-    lengths: Sequence[int], waste: float = 0.15, most: int | None = None
-) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Split sequences into groups of similar length, so that little of a batch is padding.
 
     Args:
         lengths: of the sequences [tokens].
-        waste: largest share by which the shortest of a group falls short of its longest.
         most: tokens of a group, padding included; a longer sequence is a group of its own.
 
     Returns:
@@ -258,8 +258,8 @@ def length_buckets(
     for i in order:
         if groups:
             longest = lengths[groups[-1][0]]
-            full = most is not None and longest * (len(groups[-1]) + 1) > most
-        if not groups or full or lengths[i] < (1.0 - waste) * longest:
+            full = longest * (len(groups[-1]) + 1) > most
+        if not groups or full or lengths[i] < (1.0 - _WASTE) * longest:
             groups.append([])
         groups[-1].append(i)
     return groups

@@ -277,7 +277,7 @@ def _largest_pass(texts: _Texts, batch: int, compute: ComputeConfig) -> _Shape:
     found: list[_Shape] = []
     for _ in range(_STEPS):
         drawn = [rng.choice(texts.lengths) for _ in range(batch)]
-        groups = length_buckets([sum(pair) for pair in drawn], most=compute.pass_tokens)
+        groups = length_buckets([sum(pair) for pair in drawn], compute.pass_tokens)
         for group in groups:
             length, said = max(sum(drawn[i]) for i in group), max(drawn[i][1] for i in group)
             found.append(_Shape(len(group), length, said, texts.pictures, len(groups) == 1))
@@ -342,7 +342,7 @@ def _stage(
     if sharded:
         working -= 4 * trained - parts["gradients"]
         reading += total * 4  # gathered meanwhile
-    parts["inputs"] = _inputs(outline, stage, texts, batch, frozen if teacher else 0)
+    parts["inputs"] = _inputs(outline, texts, batch, frozen if teacher else 0)
     parts["kernels"] = 0
     if compute.precision == "fp32" and default_device().type == "cpu":
         parts["kernels"] = compiled_bytes(outline.model)
@@ -360,9 +360,7 @@ def _stage(
     )
 
 
-def _inputs(
-    outline: Backbone, stage: StageConfig, texts: Sequence[_Texts], batch: int, hidden: int
-) -> int:
+def _inputs(outline: Backbone, texts: Sequence[_Texts], batch: int, hidden: int) -> int:
     """Return the bytes of a step's pictures, and of what the teacher computed for all responses."""
     spec, width = outline.image, outline.model.config.text_config.hidden_size
     pictures = batch * spec.grid**2 * 3 * spec.temporal * spec.patch**2 * 4

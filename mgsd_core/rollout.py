@@ -211,7 +211,7 @@ def _read(
     capacity = _aligned(width + min(max_new_tokens, _FIRST_ROOM))
     shows = np.array([backbone.image_token in p for p in prompts])
     picture = shows.cumsum() - 1
-    groups = length_buckets(lengths, most=READ_TOKENS)
+    groups = length_buckets(lengths, READ_TOKENS)
     order = [i for group in groups for i in group]
     hidden, positions = [], []
     keys: list[torch.Tensor] = []

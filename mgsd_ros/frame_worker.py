@@ -22,14 +22,12 @@ class FrameWorker(Generic[Frame]):
     Args:
         work: what is done with a frame.
         period: returns the least time from one beginning of work to the next [s]; asked every time.
-        name: of the thread.
     """
 
     def __init__(
         self,
         work: Callable[[Frame], None],
         period: Callable[[], float] = lambda: 0.0,
-        name: str = "frame_worker",
     ) -> None:
         self._work, self._period = work, period
         self._slot: Frame | None = None
@@ -37,7 +35,7 @@ class FrameWorker(Generic[Frame]):
         self._replaced = 0
         self._changed = threading.Condition()
         # A daemon, so that a plan that never ends cannot keep a dying process alive.
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="frame_worker", daemon=True)
         self._thread.start()
 
     @property

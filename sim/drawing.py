@@ -69,7 +69,7 @@ def draw_plan(
         for u, v in map(cell_to_pixel, path)
     ]
     pen = ImageDraw.Draw(picture)
-    unit = _cell_length(path, points) or min(picture.size) / 10
+    unit = _cell_length(points) or min(picture.size) / 10
     line = max(2, round(unit * 0.07))
     for colour, thickness in ((_HALO, line + 2), (_ROUTE, line)):
         if len(points) > 1:
@@ -115,7 +115,7 @@ def _checked(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgb
 
 
-def _cell_length(path: Sequence[Cell], points: Sequence[tuple[float, float]]) -> float:
+def _cell_length(points: Sequence[tuple[float, float]]) -> float:
     """Return the mean length of a step on the picture [px], 0 where there is none."""
     steps = [float(np.hypot(b[0] - a[0], b[1] - a[1])) for a, b in pairwise(points) if a != b]
     return sum(steps) / len(steps) if steps else 0.0

@@ -44,7 +44,7 @@ def lit(
     facing = np.maximum(0.0, product(normals, sun[:, None])[:, 0]) / sun[2]
     heights = _heights(objects, size, cell_size)
     cells = points / np.float32(cell_size)
-    direct = np.minimum(facing, 1.2) * _open_to(sun, cells, heights, size)
+    direct = np.minimum(facing, 1.2) * _open_to(sun, cells, heights)
     # The clip above keeps sides that face a low sun from glaring.
     sky = 1 - _SKY * np.clip(-cells[:, 2] / PIT_DEPTH, 0, 1)
     brightness = style.intensity * (style.ambient * sky + (1 - style.ambient) * direct)
@@ -100,7 +100,7 @@ def _blocks(parts: Parts) -> NDArray[np.float64]:
 
 
 def _open_to(
-    sun: NDArray[np.float32], cells: NDArray[np.float32], heights: NDArray[np.float32], size: int
+    sun: NDArray[np.float32], cells: NDArray[np.float32], heights: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return how much of the light reaches points [cells], float32 [V], 0 to 1."""
     flat = float(np.hypot(sun[0], sun[1]))

@@ -39,21 +39,17 @@ _SHOWN = ("macro", "families", "symbolic", "image_swapped", "failed", "problems"
 _LARGEST = 1e9
 
 
-def write_report(out: Path, compared_with: Path | None = None) -> Path:
+def write_report(out: Path) -> Path:
     """Write report.html beside the results in `out`, and return its path.
 
     Args:
         out: what `results.write_results` wrote.
-        compared_with: another model's results on the same scenes.
 
     Raises:
         ResultsError: there are no results, or they are damaged.
-        CompareError: they cannot be compared.
         OSError: a file cannot be read or written.
     """
-    other = None if compared_with is None else read_results(compared_with)
-    page = evaluation_report(read_results(out), other)
-    write_file(out / "report.html", page)
+    write_file(out / "report.html", evaluation_report(read_results(out)))
     return out / "report.html"
 
 
