@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mgsd_core.evaluation.summary import in_percent
 from mgsd_core.html import picture_url, render
 from mgsd_ros.overlay import draw_answer
 from sim.files import write_file
@@ -188,17 +189,17 @@ def _tiles(
     if has_truth:
         macro = summary["macro"]
         tiles += [
-            ("success", _percent(macro["success"]), f"of {summary['count']} frames, true state"),
-            ("state recovered", _percent(macro["state"]), "wholly right"),
+            ("success", in_percent(macro["success"]), f"of {summary['count']} frames, true state"),
+            ("state recovered", in_percent(macro["state"]), "wholly right"),
         ]
     dropped = sum(map(len, summary["dropped"].values()))
     tiles += [
         (
             "by its own state",
-            _percent(seen["success"]),
-            f"succeed; {_percent(seen['legal'])} are legal",
+            in_percent(seen["success"]),
+            f"succeed; {in_percent(seen['legal'])} are legal",
         ),
-        ("stable plans", _percent(stable["plan"]), f"state {_percent(stable['state'])}"),
+        ("stable plans", in_percent(stable["plan"]), f"state {in_percent(stable['state'])}"),
         ("frame to plan", _ms(stages["frame"]["median"]), f"95 %: {_ms(stages['frame']['p95'])}"),
         ("frames", str(summary["frames"]), f"of {summary['received']}; {dropped} passed over"),
         ("no answer", str(summary["unusable"] + summary["failed"]), "image or engine at fault"),
@@ -252,10 +253,6 @@ _WORSE = (_SUCCESS, _UNUSABLE, _REFUSED, _FAILED)
 
 def _number(value: float) -> str:
     return f"{value:.1f}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _ms(seconds: float) -> str:

@@ -139,7 +139,7 @@ def run_evaluate_bag(args: argparse.Namespace) -> int:
 
 
 def _print_summary(name: str, summary: dict[str, Any]) -> None:
-    from mgsd_core.evaluation.summary import table
+    from mgsd_core.evaluation.summary import in_percent, table
 
     if summary["count"]:
         print(table([(name, summary)]))
@@ -155,23 +155,19 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
     if summary["note"] is not None:
         print(f"about {name}: {summary['note']}")
     print(
-        f"in the state that the model sees {_percent(own['legal'])} legal, "
-        f"{_percent(own['success'])} successful"
+        f"in the state that the model sees {in_percent(own['legal'])} legal, "
+        f"{in_percent(own['success'])} successful"
     )
     if stable["pairs"]:
         print(
             f"of {stable['pairs']} steps to the next frame of the same scene "
-            f"{_percent(stable['state'])} keep the state, {_percent(stable['plan'])} the plan"
+            f"{in_percent(stable['state'])} keep the state, {in_percent(stable['plan'])} the plan"
         )
     if summary["ages"] is not None:
         for when, words in (("began", "when planning began"), ("came", "when the plan came")):
             print(f"age of frames {words}: {_milliseconds(summary['ages'][when])}")
     for stage, seconds in summary["stages"].items():
         print(f"{stage:>12}: {_milliseconds(seconds)}")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _milliseconds(seconds: dict[str, float]) -> str:

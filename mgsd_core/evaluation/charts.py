@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgsd_core.evaluation.score import Cause, Record
-from mgsd_core.evaluation.summary import by_level, percent, summarise
+from mgsd_core.evaluation.summary import by_level, in_percent, percent, summarise
 
 #: What was read, in words.
 TITLES = {
@@ -119,10 +119,10 @@ def part_rows(records: Iterable[Record]) -> list[Row]:
         spans, begin = [], 0.0
         for name, share in parts.items():
             if share:
-                says = f"{label}: {percent(share)} % {PARTS[name]}"
+                says = f"{label}: {in_percent(share)} {PARTS[name]}"
                 spans.append(Span(name, _place(begin), _place(share), says))
             begin += share
-        value = f"{percent(parts['solved'] + parts['lucky'])} %"
+        value = in_percent(parts["solved"] + parts["lucky"])
         rows.append(Row(label, value, "solved", spans=spans, is_total=label == "macro"))
     return rows
 
@@ -133,9 +133,9 @@ def made_of(records: Sequence[Record]) -> str:
     parts = _mean([_mean([_parts(found) for found in of.values()]) for of in levels])
     seen, all_solved = summarise(records)["macro"]["state"], parts["solved"] + parts["lucky"]
     return (
-        f"{percent(seen)} % of the states are recovered; {percent(parts['solved'])} % of the "
-        f"scenes are solved from them and {percent(parts['lucky'])} % although something was "
-        f"misread, together {percent(all_solved)} %."
+        f"{in_percent(seen)} of the states are recovered; {in_percent(parts['solved'])} of the "
+        f"scenes are solved from them and {in_percent(parts['lucky'])} although something was "
+        f"misread, together {in_percent(all_solved)}."
     )
 
 
@@ -231,7 +231,7 @@ def _success_row(
         for source, of in sources.items()
         if of["success"] is not None
     ]
-    return Row(label, _percent(told["success"]), dots=dots, is_total=is_total)
+    return Row(label, in_percent(told["success"]), dots=dots, is_total=is_total)
 
 
 def _gap_row(
@@ -258,8 +258,8 @@ def _gap_row(
 def _bar_row(label: str, share: float | None, dots: Sequence[Dot], is_total: bool = False) -> Row:
     spans = []
     if share is not None:
-        spans = [Span("bar", "0%", _place(share), f"{label}: {percent(share)} %")]
-    return Row(label, _percent(share), dots=dots, spans=spans, is_total=is_total)
+        spans = [Span("bar", "0%", _place(share), f"{label}: {in_percent(share)}")]
+    return Row(label, in_percent(share), dots=dots, spans=spans, is_total=is_total)
 
 
 def _difference_row(label: str, told: Mapping[str, Any], is_total: bool, reach: float) -> Row:
@@ -276,7 +276,7 @@ def _difference_row(label: str, told: Mapping[str, Any], is_total: bool, reach: 
 
 
 def _dot(tone: str, share: float, interval: Sequence[float] | None, title: str) -> Dot:
-    says = f"{title}: {percent(share)} %"
+    says = f"{title}: {in_percent(share)}"
     if interval is None:
         return Dot(tone, _place(share), "", "", says)
     low, high = interval
@@ -300,10 +300,6 @@ def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _average(shares: Iterable[float]) -> float:
     values = list(shares)
     return sum(values) / len(values)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{percent(share)} %"
 
 
 def _place(share: float) -> str:

@@ -15,7 +15,7 @@ from mgsd_core.evaluation import cards, charts
 from mgsd_core.evaluation.boards import SIDE, field_letters
 from mgsd_core.evaluation.compare import COMPARED, compare
 from mgsd_core.evaluation.results import Results, ResultsError, read_results
-from mgsd_core.evaluation.summary import CONDITIONAL, MEASURES, percent
+from mgsd_core.evaluation.summary import CONDITIONAL, MEASURES, in_percent
 from mgsd_core.html import render
 from sim.files import write_file
 
@@ -255,31 +255,31 @@ def _main_tile(told: _Told) -> dict[str, Any]:
     note = "mean over levels, then over families"
     if interval is not None:
         note = f"95 % interval {charts.span_text(interval)} %, {note}"
-    return {"value": _percent(macro["success"]), "note": note}
+    return {"value": in_percent(macro["success"]), "note": note}
 
 
 def _tiles(told: _Told, source: str) -> list[tuple[str, str, str]]:
     """Return the figures on top: name, value, and what it is about."""
     macro = told.summary["macro"]
     tiles = [
-        ("optimal", _percent(macro["optimal"]), "solved by a shortest plan"),
-        ("progress", _percent(macro["progress"]), "of a shortest plan, from its start"),
-        ("SPL", _percent(macro["spl"]), "success, weighted by length"),
-        ("legal", _percent(macro["legal"]), "no action that is illegal"),
-        ("state recovered", _percent(macro["state"]), "every field right"),
+        ("optimal", in_percent(macro["optimal"]), "solved by a shortest plan"),
+        ("progress", in_percent(macro["progress"]), "of a shortest plan, from its start"),
+        ("SPL", in_percent(macro["spl"]), "success, weighted by length"),
+        ("legal", in_percent(macro["legal"]), "no action that is illegal"),
+        ("state recovered", in_percent(macro["state"]), "every field right"),
         (
             "success, state right",
-            _percent(macro["success_given_state"]),
+            in_percent(macro["success_given_state"]),
             "of those whose state was recovered",
         ),
         (
             "consistent",
-            _percent(macro["consistent"]),
+            in_percent(macro["consistent"]),
             "plans succeed in the state that was read",
         ),
     ]
     if told.gap is not None:
-        note = f"symbolic text {_percent(told.others['text']['macro']['success'])}"
+        note = f"symbolic text {in_percent(told.others['text']['macro']['success'])}"
         if "macro" in told.gap_intervals:
             low, high = map(charts.signed, told.gap_intervals["macro"])
             note += f"; {low} to {high}"
@@ -287,17 +287,19 @@ def _tiles(told: _Told, source: str) -> list[tuple[str, str, str]]:
     if "swapped" in told.others:
         swapped = told.others["swapped"]["macro"]["success"]
         chance = told.others["chance"]["macro"]["success"] if "chance" in told.others else None
-        tiles.append(("pictures swapped", _percent(swapped), f"chance gives {_percent(chance)}"))
+        tiles.append(
+            ("pictures swapped", in_percent(swapped), f"chance gives {in_percent(chance)}")
+        )
     parsed = macro["parsed"]
     unread = None if parsed is None else 1 - parsed
     tiles.append(
-        ("no plan to be read", _percent(unread), f"of responses to {charts.TITLES[source]}")
+        ("no plan to be read", in_percent(unread), f"of responses to {charts.TITLES[source]}")
     )
     return tiles
 
 
 def _table_row(title: str, told: charts.Summary) -> dict[str, Any]:
-    cells = [(_percent(told[m]), charts.span_text(told["intervals"][m])) for m in _COLUMNS]
+    cells = [(in_percent(told[m]), charts.span_text(told["intervals"][m])) for m in _COLUMNS]
     return {"title": title, "cells": cells, "count": told["count"]}
 
 
@@ -336,8 +338,8 @@ def _comparison(compared: Mapping[str, Any]) -> dict[str, Any]:
         rows.append(
             [
                 _COLUMNS[measure],
-                _percent(told["second"]),
-                _percent(told["first"]),
+                in_percent(told["second"]),
+                in_percent(told["first"]),
                 charts.signed(told["difference"]),
                 f"{low} to {high}",
                 str(told.get("only_second", "–")),
@@ -364,7 +366,3 @@ def _comparison(compared: Mapping[str, Any]) -> dict[str, Any]:
         "only_this": compared["changed"]["only_second"],
         "only_other": compared["changed"]["only_first"],
     }
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{percent(share)} %"

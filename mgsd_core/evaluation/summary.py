@@ -87,8 +87,13 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share of 1 in percent, `–` where there is none."""
+    """Return a share of 1 in percent, such as `91.1`; `–` where there is none."""
     return "–" if share is None else f"{100 * share:.1f}"
+
+
+def in_percent(share: float | None) -> str:
+    """Return a share of 1 in percent with its sign, such as `91.1 %`; `–` where there is none."""
+    return "–" if share is None else f"{percent(share)} %"
 
 
 def _level(records: list[Record]) -> dict[str, Any]:
