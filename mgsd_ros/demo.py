@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sim.dataset import Episode
-    from sim.drawing import CellToPixel
 
 #: Side of the pictures [px].
 SIZE = 128
@@ -280,18 +279,8 @@ def _drawn(episode: Episode, plan: Plan, path: Sequence[Cell]) -> NDArray[np.uin
     verdict = "reaches the goal" if outcome.success else f"fails: {outcome.failure}"
     said = " ".join(map(str, plan)) or "no plan"
     return draw_plan(
-        episode.image, path or outcome.path, _projection(episode), plan, f"{said}: {verdict}"
+        episode.image, path or outcome.path, episode.grid.pixel, plan, f"{said}: {verdict}"
     )
-
-
-def _projection(episode: Episode) -> CellToPixel:
-    """Return the map from a cell to the pixel of its centre in the episode's picture."""
-
-    def to_pixel(cell: Cell) -> tuple[float, float]:
-        u, v = episode.grid.pixels([cell])[0]
-        return float(u), float(v)
-
-    return to_pixel
 
 
 _SHEET_COLUMNS = 5

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from mgsd_ros.closed_loop import Moment
 from sim.drawing import contact_sheet, draw_plan
 from sim.grid import Grid
-from sim.states import Cell
 
 #: Largest size of a film [bytes].
 MOST_BYTES = 2_000_000
@@ -57,11 +56,7 @@ class Reel:
         return [self._frame(i, moment, side) for i, moment in enumerate(self._moments)]
 
     def _frame(self, index: int, moment: Moment, side: int) -> NDArray[np.uint8]:
-        def to_pixel(cell: Cell) -> tuple[float, float]:
-            u, v = self._grid.pixels([cell])[0]
-            return float(u), float(v)
-
-        drawn = draw_plan(moment.picture, moment.ahead, to_pixel, moment.actions)
+        drawn = draw_plan(moment.picture, moment.ahead, self._grid.pixel, moment.actions)
         picture = Image.fromarray(drawn).resize((side, side), Image.Resampling.LANCZOS)
         text, colour = self._said(index, moment)
         letters = max(9, side // 20)

@@ -81,6 +81,11 @@ class Grid:
         """Return the pixels (u, v) of the centres of cells (row, column), float64 [N, 2]."""
         return _mapped(self.cell_to_pixel, cells)
 
+    def pixel(self, cell: Cell) -> tuple[float, float]:
+        """Return the pixel (u, v) of the centre of one cell: a `sim.drawing.CellToPixel`."""
+        [(u, v)] = self.pixels([cell]).tolist()
+        return u, v
+
     def cell_at(self, u: float, v: float) -> Cell | None:
         """Return the cell whose floor a pixel shows if nothing stands before it; None outside."""
         column, row, w = np.linalg.solve(np.array(self.cell_to_pixel), (u, v, 1.0))

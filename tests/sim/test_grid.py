@@ -41,6 +41,7 @@ def test_pixels_and_metres_by_hand() -> None:
     # 100 px focal length, 2 m away: 50 px a metre, 25 px a cell, the middle at (50, 50).
     assert np.allclose(GRID.pixels([(0, 0), (1, 1), (2, 0)]), [(25, 25), (50, 50), (25, 75)])
     assert np.allclose(GRID.world([(0, 0), (2, 1)]), [(-0.5, 0.5, 0), (0, -0.5, 0)])
+    assert GRID.pixel((2, 0)) == pytest.approx((25, 75))
     assert GRID.cell_at(26, 30) == (0, 0) and GRID.cell_at(62, 61) == (1, 1)
     assert GRID.cell_at(12, 30) is None
 
