@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Generator
 from contextlib import closing
@@ -79,6 +78,7 @@ def _plan(args: argparse.Namespace) -> int:
     from mgsd_core.runtime.images import find_images
     from mgsd_core.runtime.planner import Planner, response_to_dict
     from mgsd_core.runtime.videos import is_video
+    from sim.png import encode_png
 
     live = args.camera is not None
     if live == bool(args.images):
@@ -100,7 +100,7 @@ def _plan(args: argparse.Namespace) -> int:
                 print(json.dumps({**said, **response_to_dict(response)}), flush=True)
                 all_legal &= response.verdict.legal
                 if args.draw is not None:
-                    _write_png(args.draw / f"{name}.png", _drawn(rgb, response))
+                    write_file(args.draw / f"{name}.png", encode_png(_drawn(rgb, response)))
         except KeyboardInterrupt:
             if not live:
                 raise
@@ -152,11 +152,3 @@ def _drawn(rgb: NDArray[np.uint8], response: Response) -> NDArray[np.uint8]:
         response.plan or (),
         caption,
     )
-
-
-def _write_png(path: Path, rgb: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(rgb).save(data, "PNG")
-    write_file(path, data.getbuffer())

@@ -175,11 +175,10 @@ _SEEDED = ("backbone", "text", "coldstart", "distill")
 
 def _plan_with_shipped(out: Path, seed: int) -> Path:
     """Judge the model that comes with the package on fresh scenes; return a sheet of its plans."""
-    from PIL import Image
-
     from mgsd_core.runtime import Planner
     from sim.dataset import load_episodes
     from sim.drawing import contact_sheet
+    from sim.png import encode_png
 
     data = out / "data"
     for family, level in SHIPPED_LEVELS.items():
@@ -198,7 +197,7 @@ def _plan_with_shipped(out: Path, seed: int) -> Path:
             response = planner.plan(episode.image)
             drawn.append(_drawn(episode, response.plan or (), response.verdict.path))
     sheet = out / "sheet.png"
-    Image.fromarray(contact_sheet(drawn, _SHEET_COLUMNS)).save(sheet)
+    write_file(sheet, encode_png(contact_sheet(drawn, _SHEET_COLUMNS)))
     return sheet
 
 
@@ -230,10 +229,9 @@ def _through_ros(
 
 def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> list[Path]:
     """Draw the plan that came back over ROS on every frame; return the files, the sheet first."""
-    from PIL import Image
-
     from sim.dataset import load_episodes
     from sim.drawing import contact_sheet
+    from sim.png import encode_png
 
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -245,12 +243,12 @@ def _draw(data: Path, out: Path, played: dict[str, list[dict[str, Any]]]) -> lis
             actions = tuple(Action(a) for a in answer["actions"] or ())
             picture = _drawn(episode, actions, [tuple(cell) for cell in answer["path"]])
             file = folder / f"{family}-{i:02d}.png"
-            Image.fromarray(picture).save(file)
+            write_file(file, encode_png(picture))
             files.append(file)
             if i < _SHEET_COLUMNS:
                 shown.append(picture)
     sheet = folder / "sheet.png"
-    Image.fromarray(contact_sheet(shown, _SHEET_COLUMNS)).save(sheet)
+    write_file(sheet, encode_png(contact_sheet(shown, _SHEET_COLUMNS)))
     return [sheet, *files]
 
 
