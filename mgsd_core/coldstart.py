@@ -39,7 +39,7 @@ from mgsd_core.training import (
     with_steps,
 )
 from sim import Plan, State, find_family, legal_actions, sample_split, solve, state_digest
-from sim.index import named_exclusions
+from sim.index import recorded_exclusions
 from sim.request import Exclusion
 from sim.shards import named_exclusion
 
@@ -93,7 +93,7 @@ def train_text(
         fingerprint={
             **fingerprint,
             "tasks": [list(t) for t in tasks],
-            **name_exclusion(exclude, tasks),
+            **exclusion_of_run(exclude, tasks),
         },
     )
 
@@ -171,7 +171,7 @@ def train_coldstart(
         {
             **fingerprint,
             "data": scenes.digest,
-            **(name_exclusion(exclude, tasks) if replayed else {}),
+            **(exclusion_of_run(exclude, tasks) if replayed else {}),
         },
     )
 
@@ -195,7 +195,7 @@ def check_same_exclusion(data: Path, tasks: Sequence[tuple[str, int]], exclude: 
         TrainingError: `data` was made with another `--exclude`.
         sim.dataset.DatasetError: its index is damaged.
     """
-    made = named_exclusions(data)
+    made = recorded_exclusions(data)
     for family, level in tasks:
         before = made.get(f"{family}-{level}-train")
         now = named_exclusion(exclude.get((family, level), frozenset())).get("exclude")
@@ -217,7 +217,7 @@ def check_not_shown(scenes: Scenes, exclude: Exclusion) -> None:
             )
 
 
-def name_exclusion(exclude: Exclusion, tasks: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def exclusion_of_run(exclude: Exclusion, tasks: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Return what names excluded states in what a resumed run compares: nothing if there are none.
 
     A run that was begun without any goes on as it was.

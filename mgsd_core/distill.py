@@ -20,7 +20,7 @@ from mgsd_core import prompts
 from mgsd_core.adapters import adapter_off, has_adapter
 from mgsd_core.coldstart import (
     check_length,
-    name_exclusion,
+    exclusion_of_run,
     supervised_passes,
     text_sample,
     with_text,
@@ -136,7 +136,7 @@ def train_distill(
             raise ValueError("distill.replay needs to be told how stage 1 replays text")
         # A student answers from what it has said itself.
         text = replace(text, own_state=1.0)
-        told_apart = {"text": config_dict(text), **name_exclusion(exclude, scenes.tasks())}
+        told_apart = {"text": config_dict(text), **exclusion_of_run(exclude, scenes.tasks())}
         fingerprint = {**fingerprint, **told_apart}
     once = sees_once(student, config, compute, processes.num_processes) and not (
         wants_shards(processes) or wants_deepspeed(processes)

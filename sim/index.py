@@ -99,7 +99,7 @@ def known_shards(out: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return index["shards"]
 
 
-def named_exclusions(out: Path) -> dict[str, str]:
+def recorded_exclusions(out: Path) -> dict[str, str]:
     """Return what names the states that were left out of a directory's data set.
 
     By family, level and split, as `sim.shards.named_exclusion` has it; of parts that leave out
