@@ -277,7 +277,7 @@ def test_the_shipped_parameter_file_is_taken_and_strangers_are_named(
                 "-p",
                 "backend:=abacus",
             ),
-            "unknown backend 'abacus'",
+            "parameter backend must be one of",
         ),
         (("--params-file", "/not/here.yaml"), "/not/here.yaml"),
         (("--log-level", "shout"), "shout"),
