@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import connection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,7 @@ from sim.occupancy import ScanError, Target
 from sim.renderers import check_renderer
 from sim.scan_request import ScanRequest, scan_digest
 from sim.shards import packed, shard_size
-from sim.workers import arrived, start_worker, tell
+from sim.workers import Run, tell, worker_processes
 
 if TYPE_CHECKING:
     from sim.scans import Scan
@@ -39,9 +37,6 @@ SCAN_FORMAT = "scan-1"
 # Habitat never lets go of an asset that it loaded: a process draws so many files, then another
 # takes its place.
 _FILES_PER_PROCESS = 20
-
-#: Between two looks at how far the workers have come [s].
-_TICK = 0.1
 
 Progress = Callable[[int], object]
 
@@ -103,7 +98,7 @@ def write_scan(
     ]
     known_shards(out, arguments)  # other arguments are told before the scan is loaded
     with _workers(request, min(workers, len(parts)), progress) as run:
-        [(_, summary)] = run([_survey])
+        [(_, summary)] = run(_survey, [()])
         out.mkdir(parents=True, exist_ok=True)
         with claimed(out, json.dumps(arguments), 0) as lock:
             known = known_shards(out, arguments)
@@ -116,7 +111,7 @@ def write_scan(
             enter_shards(out, lock, arguments, {})
             digests: set[str] = set()
             categories: dict[str, int] = {}
-            for j, drawn in run([(_draw, *parts[i], arguments) for i in missing]):
+            for j, drawn in run(_draw, [(*parts[i], arguments) for i in missing]):
                 i = missing[j]
                 write_file(out / names[i], drawn.data)
                 digest = hashlib.sha256(drawn.data).hexdigest()
@@ -172,47 +167,21 @@ def _is_finished(path: Path, known: str | None) -> bool:
 # --- The processes that draw ---
 
 
-Job = Any  # a function that takes a scan, or such a function and its further arguments
-Run = Callable[[Sequence[Job]], Iterator[tuple[int, Any]]]
-
-
 @contextmanager
 def _workers(request: ScanRequest, number: int, progress: Progress) -> Iterator[Run]:
-    """Yield a function that runs jobs in processes and yields (number of the job, its result).
+    """Yield what calls functions in processes that draw a scan.
 
     Raises:
         ScanError: a process died.
     """
-    # Spawn: a forked child would share the simulator's libraries with its parent.
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    os.set_blocking(reader.fileno(), False)
-    pool = ProcessPoolExecutor(
-        number, context, _start, (request, writer), max_tasks_per_child=_FILES_PER_PROCESS
-    )
-
-    def run(jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
-        numbers: dict[Future[Any], int] = {}
-        for i, job in enumerate(jobs):
-            function, *rest = job if isinstance(job, tuple) else (job,)
-            numbers[pool.submit(_call, function, *rest)] = i
-        waiting = set(numbers)
-        while waiting:
-            done, waiting = wait(waiting, _TICK, FIRST_COMPLETED)
-            progress(arrived(reader))
-            for future in done:
-                yield numbers[future], future.result()
-
     try:
-        yield run
+        start = partial(_start, request)
+        with worker_processes(number, progress, start, _FILES_PER_PROCESS) as run:
+            yield run
     except BrokenProcessPool as error:
         raise ScanError(
             f"Habitat-Sim died over {request.scene}: the scan is damaged, or memory ran out"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        reader.close()
-        writer.close()
 
 
 # In a worker: what it draws, and the scan once it is open.
@@ -220,26 +189,27 @@ _request: ScanRequest
 _scan: Scan | None = None
 
 
-def _start(request: ScanRequest, writer: connection.Connection) -> None:
+def _start(request: ScanRequest) -> None:
     """Begin a worker. What Habitat-Sim writes to stderr is not shown: errors of use are raised."""
     global _request
     _request = request
-    start_worker(writer)
     if os.environ.get("HABITAT_SIM_LOG", "quiet") == "quiet":
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def _open_scan() -> Scan:
+    """Return the worker's scan, opened once: loading may fail, which a call can say of itself."""
     global _scan
     if _scan is None:
         from sim.scans import Scan
 
         _scan = Scan(_request)
-    return function(_scan, *arguments)
+    return _scan
 
 
-def _survey(scan: Scan) -> dict[str, Any]:
+def _survey() -> dict[str, Any]:
     """Return what there is in a scan, once it is known to have tasks as requested."""
+    scan = _open_scan()
     scan.task(scan.request.seed)
     return {
         "storeys": [round(height, 3) for height in scan.storeys],
@@ -249,9 +219,10 @@ def _survey(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _draw(scan: Scan, seed: int, count: int, arguments: dict[str, Any]) -> Drawn:
+def _draw(seed: int, count: int, arguments: dict[str, Any]) -> Drawn:
     from sim.states import state_digest
 
+    scan = _open_scan()
     rows, goals, digests = [], [], []
     for own_seed in range(seed, seed + count):
         episode, target = scan.draw(own_seed)

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 from sim.files import write_file
 from sim.renderers import Renderer, open_renderer
@@ -39,30 +41,66 @@ def draw_in_processes(
     Raises:
         OSError: a file cannot be written, or a worker process died.
     """
-    # Spawn: a forked child would share the renderer libraries' state with its parent.
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    os.set_blocking(reader.fileno(), False)
-    pool = ProcessPoolExecutor(min(workers, len(shards)), context, start_worker, (writer,))
     try:
-        jobs = {pool.submit(_write_kept, out, shard): shard for shard in shards}
-        waiting = set(jobs)
-        while waiting:
-            done, waiting = wait(waiting, _TICK, FIRST_COMPLETED)
-            progress(arrived(reader))
-            for job in done:
-                yield jobs[job], job.result()
+        with worker_processes(min(workers, len(shards)), progress) as run:
+            for i, digest in run(_write_kept, [(out, shard) for shard in shards]):
+                yield shards[i], digest
     except BrokenProcessPool as error:
         raise OSError(
             "a worker process died (out of memory?); the same command goes on where it stopped"
         ) from error
+
+
+#: Calls a function with each of the arguments; yields (their place, the result) as calls end.
+Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
+
+
+@contextmanager
+def worker_processes(
+    number: int,
+    progress: Progress,
+    start: Callable[[], object] | None = None,
+    calls_each: int | None = None,
+) -> Iterator[Run]:
+    """Yield what calls functions in so many processes. These end with this one, or on Ctrl-C.
+
+    Args:
+        number: of processes.
+        progress: called with the number of episodes that the workers `tell` of.
+        start: called first in each process.
+        calls_each: a process makes so many calls, then another takes its place; None: no limit.
+
+    Raises:
+        BrokenProcessPool: a process died.
+    """
+    # Spawn: a forked child would share the renderer libraries' state with its parent.
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    os.set_blocking(reader.fileno(), False)
+    pool = ProcessPoolExecutor(
+        number, context, _start, (writer, start), max_tasks_per_child=calls_each
+    )
+
+    def run(
+        function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, Any]]:
+        calls = {pool.submit(function, *arguments[i]): i for i in range(len(arguments))}
+        waiting = set(calls)
+        while waiting:
+            done, waiting = wait(waiting, _TICK, FIRST_COMPLETED)
+            progress(_arrived(reader))
+            for call in done:
+                yield calls[call], call.result()
+
+    try:
+        yield run
     finally:
         pool.shutdown(cancel_futures=True)
         reader.close()
         writer.close()
 
 
-def arrived(reader: connection.Connection) -> int:
+def _arrived(reader: connection.Connection) -> int:
     """Return how many episodes the workers have drawn since the last call."""
     try:
         return len(os.read(reader.fileno(), 1 << 16))
@@ -73,7 +111,7 @@ def arrived(reader: connection.Connection) -> int:
 _told: connection.Connection  # in a worker: where it says that an episode is drawn
 
 
-def start_worker(writer: connection.Connection) -> None:
+def _start(writer: connection.Connection, start: Callable[[], object] | None) -> None:
     """Let this worker process end with the one that started it, and at once on Ctrl-C."""
     global _told
     _told = writer
@@ -86,6 +124,8 @@ def start_worker(writer: connection.Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if start is not None:
+        start()
 
 
 def tell(episodes: int) -> None:
