@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
+from sim.errors import one_line
+
 ENTRY_POINT_GROUP = "mgsd.commands"
 
 
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _cleaned_up_on_sigterm():
             return int(args.run(args))
     except (ValueError, OSError) as error:
-        _say(args.command, " ".join(str(error).split()) or type(error).__name__)
+        _say(args.command, one_line(error))
         return 2
     except ModuleNotFoundError as error:
         _say(

@@ -35,6 +35,7 @@ from mgsd_core import prompts
 from mgsd_core.products import linear
 from mgsd_core.runtime.preprocess import ImageSpec, patchify
 from sim import FAMILIES, LEVELS, sample, solve
+from sim.errors import first_line
 from sim.files import write_file
 
 METADATA = "mgsd.json"
@@ -331,8 +332,9 @@ def _one_line(path: str | Path) -> Iterator[None]:
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"cannot load a Qwen3-VL model from {path}: {line}") from None
+        raise BackboneError(
+            f"cannot load a Qwen3-VL model from {path}: {first_line(error)}"
+        ) from None
 
 
 def _check_path(path: str | Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
-from mgsd_ros.bag_storage import Storage, one_line, open_storage
+from mgsd_ros.bag_storage import Storage, open_storage
+from sim.errors import one_line
 
 #: Message definitions for bags without any of their own, and those of the bags we write.
 TYPESTORE = Stores.ROS2_JAZZY

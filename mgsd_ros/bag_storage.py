@@ -23,6 +23,8 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import Reader
 
+from sim.errors import one_line
+
 _FORMATS = {"ros2msg": MessageDefinitionFormat.MSG, "ros2idl": MessageDefinitionFormat.IDL}
 _NO_DEFINITION = MessageDefinition(MessageDefinitionFormat.NONE, "")
 
@@ -71,11 +73,6 @@ def open_storage(path: Path) -> Iterator[tuple[Storage, str, str]]:
             if is_without and not front.damage and _are_whole(files):
                 damage, note = "", "it has no metadata.yaml; all messages of its files are read"
         yield storage, damage, note
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says, or its name where that is nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _files(path: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from mgsd_ros.image_fields import (
     quoted,
     text,
 )
+from sim.errors import one_line
 
 # A progressive JPEG comes in scans, usually some ten, and each goes over the whole picture: a small
 # file of very many would keep the decoder busy for hours.
@@ -103,5 +104,4 @@ def decode(message: Any) -> NDArray[np.uint8]:
 
 def _damaged(error: Exception) -> DataError:
     # Bytes that are cut off or made up raise nearly anything in the parsers beneath.
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"the data cannot be decoded: {reason}")
+    return DataError(f"the data cannot be decoded: {one_line(error)[:200]}")

@@ -19,6 +19,7 @@ from mgsd_ros.conversions import ConversionError, rgb_from_message
 from mgsd_ros.grid_frame import GridFrame, PlanarPose
 from mgsd_ros.parameters import PlannerParameters
 from mgsd_ros.work_area import CameraCalibration, Rectifier, WorkAreaError
+from sim.errors import one_line
 
 #: What is wrong with an image that gives no plan; anything else that is raised is a failure.
 NOT_USABLE = (ConversionError, ImageError, WorkAreaError)
@@ -123,12 +124,12 @@ def bundle_of(settings: PlannerParameters) -> Path | str:
 
 def not_usable(error: BaseException) -> str:
     """Say in one line that an image gives no plan; `error` is one of `NOT_USABLE`."""
-    return f"image not usable: {_one_line(error)}"
+    return f"image not usable: {one_line(error)}"
 
 
 def planning_failed(error: BaseException) -> str:
     """Say in one line that there is no plan for a usable image."""
-    return f"planning failed: {type(error).__name__}: {_one_line(error)}"
+    return f"planning failed: {type(error).__name__}: {one_line(error)}"
 
 
 def route(answer: Mapping[str, Any], grid: GridFrame | None) -> list[PlanarPose]:
@@ -139,7 +140,3 @@ def route(answer: Mapping[str, Any], grid: GridFrame | None) -> list[PlanarPose]
         grid: where the cells lie; None: nobody knows.
     """
     return [] if grid is None or answer["error"] is not None else grid.poses(answer["path"])
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -23,12 +23,11 @@ FATES = ("planned", "replaced", "stale", "unchanged", "disabled", "unusable", "f
 
 
 class Level(IntEnum):
-    """Levels of diagnostic_msgs/DiagnosticStatus."""
+    """The levels of diagnostic_msgs/DiagnosticStatus that the node reports."""
 
     OK = 0
     WARN = 1
     ERROR = 2
-    STALE = 3
 
 
 @dataclass

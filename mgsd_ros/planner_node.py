@@ -74,6 +74,7 @@ from mgsd_ros.once_requests import OnceRequests
 from mgsd_ros.overlay import draw_answer
 from mgsd_ros.parameters import ParameterError
 from mgsd_ros.work_area import CameraCalibration, WorkAreaError
+from sim.errors import one_line
 
 # One kind of trouble is logged at most this often [s], with the number of frames it has cost.
 WARNING_PERIOD = 5.0
@@ -113,7 +114,7 @@ def _transition(
         try:
             callback(node)
         except (ValueError, OSError) as error:  # what a person can put right
-            node.get_logger().fatal(_one_line(error))
+            node.get_logger().fatal(one_line(error))
         except Exception:
             node.get_logger().fatal(f"{callback.__name__} failed: {traceback.format_exc()}")
         else:
@@ -344,7 +345,7 @@ class PlannerNode(LifecycleNode):
             self._calibration = CameraCalibration.from_message(message)
         except WorkAreaError as error:
             self._calibration = None
-            self._warn("camera_info", f"camera_info not usable: {_one_line(error)}")
+            self._warn("camera_info", f"camera_info not usable: {one_line(error)}")
 
     def _period(self) -> float:
         return 1 / self.settings.max_rate if self.settings.max_rate and not self._once else 0.0
@@ -557,13 +558,13 @@ def main(args: Sequence[str] | None = None) -> int:
         # Our own handlers, because rclpy's take the publishers away from a plan that is at work.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
-        print(f"planner: {_one_line(error)}", file=sys.stderr)
+        print(f"planner: {one_line(error)}", file=sys.stderr)
         return 2
     try:
         node = PlannerNode()
     # The second where the middleware refuses, the third from parameters of rclpy's own.
     except (ParameterError, RuntimeError, InvalidParameterTypeException) as error:
-        rclpy.logging.get_logger("planner").fatal(_one_line(error))
+        rclpy.logging.get_logger("planner").fatal(one_line(error))
         rclpy.shutdown()
         return 2
     success = TransitionCallbackReturn.SUCCESS
@@ -624,8 +625,4 @@ def _unpacked(data: bytes, kind: type) -> Any:
     try:
         return deserialize_message(data, kind)
     except Exception as error:  # each middleware has its own
-        raise ConversionError(f"the message cannot be unpacked: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise ConversionError(f"the message cannot be unpacked: {one_line(error)}") from error

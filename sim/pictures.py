@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from sim.errors import one_line
+
 
 class PictureError(ValueError):
     """Bytes that are no picture, or a damaged one; the message says why."""
@@ -53,4 +55,4 @@ def decode_picture(
 
 def _damaged(error: Exception) -> PictureError:
     # Bytes that are cut off or made up raise nearly anything in the parsers beneath.
-    return PictureError(" ".join(str(error).split())[:200] or type(error).__name__)
+    return PictureError(one_line(error)[:200])

@@ -24,6 +24,7 @@ from mgsd_core.model import BackboneError, default_device
 from mgsd_core.runtime.preprocess import ImageSpec
 from mgsd_core.scenes import Scenes
 from sim import FAMILIES
+from sim.errors import first_line
 
 # Else transformers would ask on the terminal whether to run a checkpoint's own code.
 _NO_CODE = {"trust_remote_code": False}
@@ -57,7 +58,7 @@ def load_checkpoint(
         )
     except _UNLOADABLE as error:
         raise BackboneError(
-            f"cannot load a vision-language model from {path}: {_line(error)}"
+            f"cannot load a vision-language model from {path}: {first_line(error)}"
         ) from None
     if missing := sorted(report["missing_keys"]):  # transformers would make them up
         raise BackboneError(f"the weights in {path} lack {len(missing)}, such as {missing[0]}")
@@ -66,7 +67,7 @@ def load_checkpoint(
     try:
         _in_template(processor, prompts.student_prompt(FAMILIES[0], STYLE))
     except Exception as error:  # a template is a program
-        raise BackboneError(f"the chat template in {path} fails: {_line(error)}") from None
+        raise BackboneError(f"the chat template in {path} fails: {first_line(error)}") from None
     processor.tokenizer.padding_side = "left"  # all answers begin at the end
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -161,8 +162,3 @@ def _in_template(processor: Any, prompt: prompts.Prompt) -> str:
         turns = [asked(f"{prompt.system} {prompt.user}")]
         text = processor.apply_chat_template(turns, add_generation_prompt=True)
     return text
-
-
-def _line(error: Exception) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__

@@ -307,7 +307,7 @@ class Client:
 
     def _hide(self, text: str) -> str:
         """Return words from outside as one short line without the key."""
-        return one_line(self._without_key(text))
+        return shown_line(self._without_key(text))
 
     def _without_key(self, text: str) -> str:
         """Return a text without the key, which a server may send back."""
@@ -369,7 +369,7 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
-def one_line(text: str) -> str:
+def shown_line(text: str) -> str:
     """Return a text from outside as one line that is safe to print, cut off where it is long."""
     shown = "".join(c if c.isprintable() else " " for c in text[: 8 * _SAID])
     shown = " ".join(shown.split())

@@ -43,9 +43,9 @@ from mgsd_core.evaluation.endpoint import (
     Endpoint,
     EndpointError,
     ReplyError,
-    one_line,
     read_reply,
     retry_after,
+    shown_line,
 )
 from mgsd_core.evaluation.endpoint_run import EndpointRun
 
@@ -647,7 +647,7 @@ def test_the_longest_answer_is_judged_in_time(word):
 
 @given(st.text())
 def test_what_is_printed_is_one_harmless_line(text):
-    shown = one_line(text * 50)
+    shown = shown_line(text * 50)
     assert shown.isprintable()
     assert len(shown) <= 201
 
