@@ -106,7 +106,7 @@ def test_the_experiment_once_more_came_to_the_same():
 
 def test_the_readme_says_what_the_experiments_came_to():
     where = installed_path("experiments")
-    section = (where / "../README.md").read_text().split("### What makes the difference")[1]
+    section = (where / "../README.md").read_text().split("## What makes the difference")[1]
     said = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
     cells = [[c.strip(" *") for c in line.strip("|").split("|")] for line in said[2:]]
     found, small = (_table(where / name / "table.md") for name in ("nano", "small"))
