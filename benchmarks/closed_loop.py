@@ -27,13 +27,11 @@ from mgsd_ros.loop_report import report
 from mgsd_ros.loop_scenes import Scene, Settings, carry_out_scenes
 from sim.request import parse_levels
 
-SCENES = 100
 
-
-def held_out(seed: int) -> list[Scene]:
-    """Return the scenes, as many of each family and level as can be; the first have one more."""
+def held_out(seed: int, count: int) -> list[Scene]:
+    """Return so many scenes, of each family and level equally many; the first have one more."""
     tasks = [task for f, levels in SHIPPED_LEVELS.items() for task in parse_levels(levels, [f])]
-    each, more = divmod(SCENES, len(tasks))
+    each, more = divmod(count, len(tasks))
     return [
         Scene(*task, seed + i)
         for number, task in enumerate(tasks)
@@ -68,10 +66,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file of the results")
     parser.add_argument("--seed", type=int, default=990_000, help="of the first scene of each task")
+    parser.add_argument("--scenes", type=int, default=100, help="of all families and levels")
     parser.add_argument("--slip", type=float, default=0.2, help="share of lost actions, 0 to 1")
     args = parser.parse_args()
 
-    scenes = held_out(args.seed)
+    scenes = held_out(args.seed, args.scenes)
     plain = Settings()
     kept, repaired = replace(plain, keep_plan=True), replace(plain, repair=True)
     ways = {
@@ -82,7 +81,7 @@ def main() -> None:
         f", slip {args.slip:g}": replace(plain, slip=args.slip),
         f", keep-plan, slip {args.slip:g}": replace(kept, slip=args.slip),
     }
-    head = ["", f"success of {SCENES}", "extra steps", "SPL %", *SHIPPED_LEVELS]
+    head = ["", f"success of {len(scenes)}", "extra steps", "SPL %", *SHIPPED_LEVELS]
     counts = [str(sum(s.family == f for s in scenes)) for f in SHIPPED_LEVELS]
     lines = [head, ["scenes", str(len(scenes)), "", "", *counts]]
     results: dict[str, Any] = {"seed": args.seed, "scenes": len(scenes), "slip": args.slip}

@@ -48,9 +48,10 @@ def note_arrival(self, data, info):
     if len(received) > 1000:
         del received[next(iter(received))]
     on_image(self, data)
-def note_beginning(self, data):
+def note_beginning(self, frame):
+    arrived, data = frame
     begun.update(at=time.time(), stamp=stamp(data))
-    plan_frame(self, data)
+    plan_frame(self, frame)
 def plan(self, rgb):
     began, used = time.perf_counter(), time.thread_time()
     time.sleep(float(sys.argv[1]))
@@ -146,6 +147,8 @@ def measure(seconds: float, rate: float, width: int, height: int, slow: float) -
                 process.terminate()
                 process.wait(20)
         rclpy.shutdown()
+    if not answers:
+        raise SystemExit(f"the node has planned on no frame in {seconds:g} s")
     names = ("cpu", "transport", "turnaround", "waited", "until_next")
     cpu_of_plans, transport, turnaround, waited, until_next = np.array(
         [[times[name] for name in names] for times in answers]

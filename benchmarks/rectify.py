@@ -106,11 +106,15 @@ def measure_plans(scenes: int, size: int, seed: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for family, levels in SHIPPED_LEVELS.items():
         planner = Planner.load(family=family)
+        side = 2 * planner.image.size  # as the node has it
         counts = dict.fromkeys(("scenes", "raw", "rectified", "raw_states", "rectified_states"), 0)
         for _, level in parse_levels(levels, [family]):
             for episode in generate_episodes(family, level, "test", seed, scenes, size):
                 counts["scenes"] += 1
-                for name, picture in (("raw", episode.image), ("rectified", rectified(episode, 0))):
+                for name, picture in (
+                    ("raw", episode.image),
+                    ("rectified", rectified(episode, side)),
+                ):
                     response = planner.plan(picture)
                     counts[f"{name}_states"] += response.state == episode.state
                     if response.plan is not None:
@@ -132,8 +136,8 @@ def main() -> None:
         "--sides",
         type=int,
         nargs="*",
-        default=[0, 320],
-        help="of rectified pictures [px]; 0: natural",
+        default=[320],
+        help="of rectified pictures [px]",
     )
     parser.add_argument(
         "--scenes", type=int, default=0, help="scenes of each family and level to plan in [count]"
