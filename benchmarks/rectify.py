@@ -3,7 +3,8 @@
 Times: one table for undistortion and homography against cv2.undistort and cv2.warpPerspective, and
 against the same with the undistortion's table kept, in one run on one picture of 1920 × 1080 px
 through a barrel lens. Worth (--scenes): plans on pictures of the styles `varied`, cameras tilted up
-to 45°, as they come and rectified by what is known of the camera; judged in the true states.
+to 45°, as they come and rectified by what is known of the camera; and on pictures from straight
+above that are cut to the grid, with a margin put around them again. Judged in the true states.
 
 python benchmarks/rectify.py --scenes 10 --json rectify.json
 """
@@ -23,9 +24,9 @@ import cv2
 import numpy as np
 
 from mgsd_core.installed import SHIPPED_LEVELS
-from mgsd_core.runtime import Planner
+from mgsd_core.runtime import Planner, with_margin
 from mgsd_ros.grid_frame import GridFrame
-from mgsd_ros.work_area import AreaPose, CameraCalibration, CameraPose, Rectifier
+from mgsd_ros.work_area import AreaCorners, AreaPose, CameraCalibration, CameraPose, Rectifier
 from sim import simulate
 from sim.dataset import generate_episodes
 from sim.episodes import Episode
@@ -124,6 +125,30 @@ def measure_plans(scenes: int, size: int, seed: int) -> dict[str, Any]:
     return results | {"all": everything}
 
 
+def measure_margins(scenes: int, size: int, seed: int) -> dict[str, Any]:
+    """Return how often plans on pictures that end where the grid ends succeed, by family."""
+    results: dict[str, Any] = {}
+    edge = round(size * MARGIN / (1 + 2 * MARGIN))
+    low, high = -0.5, size - 2 * edge - 0.5
+    corners = ((low, low), (high, low), (high, high), (low, high))
+    for family, levels in SHIPPED_LEVELS.items():
+        planner = Planner.load(family=family)
+        counts = dict.fromkeys(("scenes", "drawn", "cut", "with_margin", "area"), 0)
+        for _, level in parse_levels(levels, [family]):
+            area = Rectifier(AreaCorners(level, corners), 2 * planner.image.size)
+            drawn = generate_episodes(family, level, "test", seed, scenes, size, styles="overhead")
+            for episode in drawn:
+                cut = np.ascontiguousarray(episode.image[edge : size - edge, edge : size - edge])
+                pictures = (episode.image, cut, with_margin(cut), area.rectify(cut))
+                counts["scenes"] += 1
+                for name, rgb in zip(list(counts)[1:], pictures, strict=True):
+                    plan = planner.plan(rgb).plan
+                    counts[name] += plan is not None and simulate(episode.state, plan).success
+        results[family] = counts
+    everything = {name: sum(c[name] for c in results.values()) for name in counts}
+    return results | {"all": everything}
+
+
 def main() -> None:
     """Measure and print tables; write JSON."""
     parser = argparse.ArgumentParser(
@@ -165,6 +190,10 @@ def main() -> None:
                 for name in ("raw", "rectified", "raw_states", "rectified_states")
             ]
             print("{:>14} {:>7} {:>12} {:>10} {:>11} {:>10}".format(family, n, *shares))
+        results["margins"] = measure_margins(args.scenes, args.size, args.seed)
+        print("\nsuccess where pictures are cut to the grid, overhead styles")
+        for family, counts in results["margins"].items():
+            print(f"{family:>14} ", "  ".join(f"{name} {n}" for name, n in counts.items()))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -50,6 +50,12 @@ def register_plan(commands: Any) -> None:
         "--count", type=int, metavar="N", help="stop after N planned frames of each video or camera"
     )
     add(
+        "--add-margin",
+        action="store_true",
+        help="the pictures end where the grid ends: put the margin around them that drawn scenes "
+        "have, and that models trained on them want",
+    )
+    add(
         "--bundle",
         type=Path,
         help="what `mgsd export` wrote (default: the model that comes with the package)",
@@ -77,6 +83,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     from mgsd_core.runtime.images import find_images
     from mgsd_core.runtime.planner import Planner, response_to_dict
+    from mgsd_core.runtime.preprocess import with_margin
     from mgsd_core.runtime.videos import is_video
     from sim.png import encode_png
 
@@ -96,6 +103,8 @@ def _plan(args: argparse.Namespace) -> int:
     with closing(_camera_views(args) if live else _file_views(args, paths)) as views:
         try:
             for said, name, rgb in tqdm(views, "plan", total, unit="picture", disable=None):
+                if args.add_margin:
+                    rgb = with_margin(rgb)
                 response = planner.plan(rgb)
                 print(json.dumps({**said, **response_to_dict(response)}), flush=True)
                 all_legal &= response.verdict.legal

@@ -12,7 +12,7 @@ from mgsd_core.runtime.planner import (
     Verdict,
     response_to_dict,
 )
-from mgsd_core.runtime.preprocess import ImageError, ImageSpec
+from mgsd_core.runtime.preprocess import ImageError, ImageSpec, with_margin
 from mgsd_core.runtime.videos import Frame, VideoError, read_camera, read_video
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "read_image",
     "read_video",
     "response_to_dict",
+    "with_margin",
 ]

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sim.scene import MARGIN
+
 #: Most pixels of one picture that is accepted, a guard against absurd sizes in untrusted input.
 MAX_PIXELS = 64_000_000
 
@@ -94,6 +96,28 @@ def fit(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
         return rgb
     picture = Image.fromarray(np.ascontiguousarray(rgb))
     return np.asarray(picture.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
+
+
+def with_margin(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture of a grid and nothing else with the margin that drawn scenes have around it.
+
+    Args:
+        rgb: uint8 [H, W, 3], cut off where the grid ends.
+
+    Returns:
+        uint8, higher and wider by 2 `sim.scene.MARGIN`; the margin has the median colour of the
+        picture's edges.
+
+    Raises:
+        ImageError: it is no usable picture.
+    """
+    height, width = check_rgb(rgb).shape[:2]
+    top, left = round(height * MARGIN), round(width * MARGIN)
+    edges = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    shown = np.empty((height + 2 * top, width + 2 * left, 3), np.uint8)
+    shown[:] = np.median(edges, axis=0)
+    shown[top : top + height, left : left + width] = rgb
+    return shown
 
 
 def patchify(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from mgsd_core.runtime.preprocess import (
     fit,
     mrope_positions,
     patchify,
+    with_margin,
 )
 
 
@@ -55,6 +56,30 @@ def test_patches_of_other_sizes_hold_every_pixel():
     np.testing.assert_allclose(
         patches.transpose(0, 2, 5, 1, 3, 6, 4).reshape(90, 90, 3), image, rtol=0, atol=1e-3
     )
+
+
+@given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 9))
+def test_a_margin_lies_around_the_same_picture(height, width, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    shown = with_margin(image)
+    top, left = round(0.08 * height), round(0.08 * width)
+    assert shown.dtype == np.uint8 and shown.shape == (height + 2 * top, width + 2 * left, 3)
+    assert np.array_equal(shown[top : top + height, left : left + width], image)
+    around = np.ones(shown.shape[:2], bool)
+    around[top : top + height, left : left + width] = False
+    assert len(np.unique(shown[around], axis=0)) <= 1
+
+
+def test_a_margin_has_the_colour_of_the_edges():
+    image = np.full((50, 50, 3), (200, 10, 30), np.uint8)
+    image[10:40, 10:40] = 0
+    assert (with_margin(image)[:4] == (200, 10, 30)).all()
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5), np.uint8), "x"])
+def test_no_margin_is_put_around_what_is_no_picture(bad):
+    with pytest.raises(ImageError):
+        with_margin(bad)
 
 
 @settings(deadline=None, max_examples=50)

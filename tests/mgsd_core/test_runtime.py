@@ -23,6 +23,7 @@ from mgsd_core.runtime import (
     Planner,
     read_image,
     response_to_dict,
+    with_margin,
 )
 from mgsd_core.runtime.bundle import manifest_bytes, read_bundle
 from sim import FrozenLake, format_plan, parse_plan, simulate, state_from_dict
@@ -514,6 +515,22 @@ def test_the_command_plans_a_directory(bundle_dir, lake_episodes, tmp_path, caps
         assert line["timings"]["total"] > 0
     assert sorted(p.name for p in drawn.iterdir()) == ["0000_0.png", "0001_1.png", "0002_2.png"]
     assert read_image(drawn / "0000_0.png").max() == 255
+
+
+def test_the_command_puts_a_margin_around_pictures_that_end_with_the_grid(
+    bundle_dir, lake_episodes, tmp_path, capsys
+):
+    Image.fromarray(lake_episodes[0].image).save(tmp_path / "a.png")
+    arguments = (tmp_path / "a.png", "--bundle", bundle_dir, "--draw", tmp_path / "drawn")
+    plain = run_command(capsys, *arguments)[1][0]
+    height, width = read_image(tmp_path / "drawn" / "0000_a.png").shape[:2]
+    told = run_command(capsys, *arguments, "--add-margin")[1][0]
+    taller, wider = read_image(tmp_path / "drawn" / "0000_a.png").shape[:2]
+    assert taller > height and wider > width
+    with_it = Planner.load(bundle_dir, family="frozenlake").plan(
+        with_margin(lake_episodes[0].image)
+    )
+    assert told["text"] == with_it.text and told["image"] == plain["image"]
 
 
 def test_the_command_says_when_there_is_no_legal_plan(

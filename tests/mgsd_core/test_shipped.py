@@ -19,9 +19,11 @@ from mgsd_core.installed import SHIPPED_LEVELS, installed_path, shipped_bundle
 from mgsd_core.model import load_backbone
 from mgsd_core.prompts import student_prompt
 from mgsd_core.rollout import generate
-from mgsd_core.runtime import Planner
+from mgsd_core.runtime import Planner, with_margin
 from mgsd_core.runtime.bundle import read_bundle
 from mgsd_core.scenes import load_scenes
+from sim import simulate
+from sim.scene import MARGIN
 
 WEIGHTS = "models/nano-weights"
 
@@ -52,6 +54,21 @@ def test_with_the_pictures_of_others_it_fails(held_out):
     result = summarise(evaluate_bundle(shipped_bundle(), swapped))
     assert result["macro"]["success"] <= 0.2
     assert result["macro"]["state"] == 0.0
+
+
+def test_pictures_cut_to_the_grid_are_planned_once_they_have_a_margin(held_out):
+    scenes = load_scenes(held_out, "test", read_bundle(shipped_bundle()).manifest.image)
+    planners = {family: Planner.load(family=family) for family in SHIPPED_LEVELS}
+    side = scenes.images.shape[1]
+    edge = round(side * MARGIN / (1 + 2 * MARGIN))
+    succeeded = dict.fromkeys(("drawn", "cut", "with a margin"), 0)
+    for state, drawn in zip(scenes.states, scenes.images, strict=True):
+        cut = np.ascontiguousarray(drawn[edge : side - edge, edge : side - edge])
+        for name, rgb in zip(succeeded, (drawn, cut, with_margin(cut)), strict=True):
+            plan = planners[state.family].plan(rgb).plan
+            succeeded[name] += plan is not None and simulate(state, plan).success
+    assert succeeded["cut"] < 0.7 * len(scenes.states), succeeded
+    assert succeeded["with a margin"] > 0.94 * succeeded["drawn"], succeeded
 
 
 def test_its_weights_answer_as_its_bundle_does():
