@@ -81,7 +81,9 @@ def main() -> None:
             greedy_text(backbone, e.family, e.image, limits[e.family].max_new_tokens)
             for e in tqdm(episodes, "transformers", disable=None)
         ]
-        ways = {name: (path, {}) for name, path in paths.items()}
+        ways: dict[str, tuple[Path, dict[str, Any]]] = {
+            name: (path, {}) for name, path in paths.items()
+        }
         ways |= {name: (paths["fp32"], options) for name, options in VARIANTS.items()}
         results["transformers_success"] = success(episodes, expected)
         for name, (path, options) in ways.items():

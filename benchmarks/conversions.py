@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ from mgsd_ros.conversions import ENCODINGS, rgb_from_message
 try:
     import cv2
 except ImportError:
-    cv2 = None
+    cv2 = None  # type: ignore[assignment]
 
 #: Rows of data for a row of pixels, and bytes of a pixel in a row, where they are not 1 and 1.
 ROWS = {"nv12": 1.5, "nv21": 1.5, "nv24": 3.0}
@@ -112,8 +113,8 @@ def measure(
     for name, message in messages.items():
         rgb, opencv = rgb_from_message(message), with_opencv(message)
         jobs[name] = {
-            "rgb_ms": lambda message=message: rgb_from_message(message),
-            "fit_ms": lambda rgb=rgb: fit(rgb, spec),
+            "rgb_ms": partial(rgb_from_message, message),
+            "fit_ms": partial(fit, rgb, spec),
             **({"opencv_ms": opencv} if opencv else {}),
         }
     times: dict[str, dict[str, list[float]]] = {

@@ -48,7 +48,7 @@ from sim.dataset import generate_episodes
 #: A prompt of Qwen3-VL with a picture of 512 × 512 px [tokens].
 PROMPT = 292
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "planner": {},
     "without_forced_tokens": {"forced_tokens": False},
     "without_prefix_cache": {"prefix_cache": False},
@@ -87,6 +87,12 @@ class Recorder:
     def reset(self) -> None:
         """Reset."""
         self.engine.reset()
+
+
+def replayed(calls: list[Callable[[], object]]) -> None:
+    """Call them all."""
+    for call in calls:
+        call()
 
 
 def pictures(each: int, size: int) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -208,7 +214,7 @@ def measure(
                 if turn:
                     seconds.setdefault(name, []).extend(took for took, _ in runs)
                     said.setdefault(name, []).extend(response for _, response in runs)
-            runs = [timed(lambda calls=calls: [call() for call in calls]) for calls in recorded]
+            runs = [timed(partial(replayed, calls)) for calls in recorded]
             if turn:
                 seconds.setdefault("bare", []).extend(took for took, _ in runs)
             for rgb in of_family if turn else ():
@@ -344,11 +350,14 @@ def torch_times(model: Any, rounds: int) -> dict[str, float]:
     prefill, decode = [], []
     for _ in range(rounds):
         cache = StaticCache(config=text.config, max_cache_len=PROMPT + 128)
-        prefill.append(timed(lambda c=cache: text(inputs_embeds=prompt, past_key_values=c))[0])
+        prefill.append(timed(partial(text, inputs_embeds=prompt, past_key_values=cache))[0])
         for _ in range(8):
-            took, _out = timed(lambda c=cache: text(inputs_embeds=one, past_key_values=c))
+            took, _out = timed(partial(text, inputs_embeds=one, past_key_values=cache))
             decode.append(took)
-    return {"prefill_ms": np.median(prefill) * 1e3, "decode_ms": np.median(decode) * 1e3}
+    return {
+        "prefill_ms": float(np.median(prefill)) * 1e3,
+        "decode_ms": float(np.median(decode)) * 1e3,
+    }
 
 
 def graph_times(path: Path, length: int, rounds: int) -> dict[str, float]:
@@ -366,7 +375,7 @@ def graph_times(path: Path, length: int, rounds: int) -> dict[str, float]:
         caches = {}
         for i in session.get_inputs():
             shape = [{"S": count, "N": 1}.get(d, d) for d in i.shape]
-            array = np.zeros(shape, kinds[i.type])
+            array: NDArray[Any] = np.zeros(shape, kinds[i.type])
             if i.name == "attention_mask":
                 array[0, 0] = np.tri(length, dtype=bool)[:count]
             if i.name == "asked":
@@ -381,7 +390,7 @@ def graph_times(path: Path, length: int, rounds: int) -> dict[str, float]:
             elif o.name != "logits":
                 binding.bind_output(o.name)
         for _ in range(rounds + 1 if count > 1 else 8 * rounds + 1):
-            taken.append(timed(lambda b=binding: session.run_with_iobinding(b))[0])
+            taken.append(timed(partial(session.run_with_iobinding, binding))[0])
     return {
         "prefill_ms": float(np.median(times[PROMPT][1:])) * 1e3,
         "decode_ms": float(np.median(times[1][1:])) * 1e3,

@@ -104,7 +104,7 @@ def usage(pid: int) -> tuple[float, float]:
     return ticks / os.sysconf("SC_CLK_TCK"), int(resident[1]) / 1024
 
 
-def measure(seconds: float, rate: float, width: int, height: int, slow: float) -> dict[str, float]:
+def measure(seconds: float, rate: float, size: tuple[int, int], slow: float) -> dict[str, float]:
     """Run node and camera; return what came of it."""
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray
@@ -130,9 +130,9 @@ def measure(seconds: float, rate: float, width: int, height: int, slow: float) -
 
     try:
         spin(time.monotonic() + 5)
-        size = (str(rate), str(width), str(height))
+        camera_arguments = (str(rate), *map(str, size))
         camera = subprocess.Popen(
-            [sys.executable, "-c", CAMERA, *size], cwd=ROOT, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", CAMERA, *camera_arguments], cwd=ROOT, stderr=subprocess.DEVNULL
         )
         spin(time.monotonic() + 5)
         answers.clear()
@@ -193,7 +193,7 @@ def main() -> int:
     os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds_loopback.xml")
     os.environ["ROS_DOMAIN_ID"] = str(args.domain)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = measure(args.seconds, args.rate, *args.size, args.slow)
+    results = measure(args.seconds, args.rate, args.size, args.slow)
     for name, value in results.items():
         print(f"{name:<24} {value:.4g}")
     if args.json:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,21 +43,19 @@ def parity(count: int, size: int) -> dict[str, float]:
     apart, overlap, depth = [], [], []
     with open_renderer("habitat") as habitat, open_renderer("panda") as panda:
         for i in tqdm(range(count), desc="parity", disable=None):
-            scene = build_scene(sample(*pairs[i % len(pairs)], 20_000 + i), 30_000 + i, size, size)
+            family, level = pairs[i % len(pairs)]
+            scene = build_scene(sample(family, level, 20_000 + i), 30_000 + i, size, size)
             one = habitat.render(scene, depth=True, semantic=True)
             other = panda.render(scene, depth=True, semantic=True)
             assert one.semantic is not None and other.semantic is not None
             assert one.depth is not None and other.depth is not None
-            masks = [
-                np.isin(frame.semantic, [SEMANTIC_IDS[role] for role in FOREGROUND])
-                for frame in (one, other)
-            ]
+            shown = (one.semantic, other.semantic)
+            masks = [np.isin(ids, [SEMANTIC_IDS[role] for role in FOREGROUND]) for ids in shown]
             overlap.append((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
             for role in SINGLE:
                 number = SEMANTIC_IDS[role]
-                if (one.semantic == number).any() or (other.semantic == number).any():
-                    centres = [centre(frame.semantic == number) for frame in (one, other)]
-                    apart.append(float(np.hypot(*np.subtract(*centres))))
+                if any((ids == number).any() for ids in shown):
+                    apart.append(math.dist(*(centre(ids == number) for ids in shown)))
             same = one.semantic == other.semantic
             depth.append(np.median(np.abs(one.depth - other.depth)[same]))
     return {
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     start_seconds()  # the libraries are loaded
-    result = {
+    result: dict[str, Any] = {
         "start_s": start_seconds(),
         "truth": truth(args.truth),
         "parity": parity(args.parity, args.size),
