@@ -26,6 +26,17 @@ def test_the_file_that_comes_with_the_package_holds_the_defaults() -> None:
     assert read_parameter_file(ROOT / "config" / "planner.yaml") == PlannerParameters()
 
 
+def test_the_calibration_in_the_guide_is_one(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    [example] = [part for part in guide.split("```yaml\n")[1:] if "corners" in part]
+    (tmp_path / "planner.yaml").write_text(example.split("```")[0])
+    found = read_parameter_file(tmp_path / "planner.yaml")
+    grid, area = found.grid(), found.work_area()
+    assert grid is not None and area is not None and area.cells == 5
+    assert grid.position((0, 0)) == pytest.approx((1.20, 0.85))
+    assert grid.position((0, 4)) == pytest.approx((2.80, 0.85))
+
+
 @pytest.mark.parametrize(
     "name", ["planner", "/planner", "/**/planner", "/robot/planner", "/**", "robot: planner"]
 )
