@@ -26,7 +26,15 @@ import numpy as np
 from mgsd_core.installed import SHIPPED_LEVELS
 from mgsd_core.runtime import Planner, with_margin
 from mgsd_ros.grid_frame import GridFrame
-from mgsd_ros.work_area import AreaCorners, AreaPose, CameraCalibration, CameraPose, Rectifier
+from mgsd_ros.work_area import (
+    MAX_SIDE,
+    MIN_SIDE,
+    AreaCorners,
+    AreaPose,
+    CameraCalibration,
+    CameraPose,
+    Rectifier,
+)
 from sim import simulate
 from sim.dataset import generate_episodes
 from sim.episodes import Episode
@@ -170,6 +178,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=480, help="side of these pictures [px]")
     parser.add_argument("--seed", type=int, default=70_000, help="of the first scene")
     args = parser.parse_args()
+    if any(not MIN_SIDE <= side <= MAX_SIDE for side in args.sides):
+        parser.error(f"--sides must be {MIN_SIDE} to {MAX_SIDE} px")
 
     results: dict[str, Any] = {
         "frame_px": [WIDTH, HEIGHT],

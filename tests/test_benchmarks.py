@@ -32,9 +32,22 @@ RUNS = {
 
 
 def test_all_are_named_here():
-    elsewhere = {"held_out.py", "renderers.py"}  # need habitat-sim
+    elsewhere = {"held_out.py", "renderers.py"}  # has its own test; needs habitat-sim
     named = {run.split()[0] for run in RUNS}
     assert named | elsewhere == {file.name for file in (ROOT / "benchmarks").glob("*.py")}
+
+
+def test_the_table_of_held_out_scenes_is_made(tmp_path):
+    for module in ("torch", "panda3d"):
+        pytest.importorskip(module)
+    command = [sys.executable, str(ROOT / "benchmarks" / "held_out.py"), "--seed", "5"]
+    command += ["--count", "2", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "MGSD" in (tmp_path / "out" / "table.md").read_text()
 
 
 @pytest.mark.parametrize("run", RUNS)

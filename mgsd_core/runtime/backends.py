@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mgsd_core.runtime.bundle import Bundle, BundleError
 from mgsd_core.runtime.engine import Engine
-from mgsd_core.runtime.ort_engine import OrtEngine
+from mgsd_core.runtime.ort_engine import OrtEngine, check_threads
 from mgsd_core.runtime.tensorrt_library import LIBRARIES, installed_libraries, may_have_gpu
 
 ONNXRUNTIME = "onnxruntime-cpu"
@@ -48,6 +48,7 @@ def choose_engine(
     Raises:
         BundleError: it cannot be had; the message says exactly why.
     """
+    check_threads(threads)
     if backend in LIBRARIES:
         try:
             return _tensorrt(bundle, backend, cache)

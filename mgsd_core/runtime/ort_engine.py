@@ -46,12 +46,17 @@ class _Pass:
     outputs: dict[str, NDArray[Any]]
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise `BundleError` unless it is None or a number of threads."""
+    if threads is not None and threads < 1:
+        raise BundleError(f"threads must be at least 1, not {threads}")
+
+
 class OrtEngine:
     """See `mgsd_core.runtime.engine.Engine`."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        if threads is not None and threads < 1:
-            raise BundleError(f"threads must be at least 1, not {threads}")
+        check_threads(threads)
         small = bundle.graph_bytes(DECODER) < _SINGLE_THREAD_BYTES
         # Said here, because ONNX Runtime itself counts two hyperthreads as one.
         threads = threads or (1 if small else len(os.sched_getaffinity(0)))

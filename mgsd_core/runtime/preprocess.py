@@ -109,10 +109,11 @@ def with_margin(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         picture's edges.
 
     Raises:
-        ImageError: it is no usable picture.
+        ImageError: it is no usable picture, or too large with a margin.
     """
     height, width = check_rgb(rgb).shape[:2]
     top, left = round(height * MARGIN), round(width * MARGIN)
+    check_size(width + 2 * left, height + 2 * top, "the picture with its margin")
     edges = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     shown = np.empty((height + 2 * top, width + 2 * left, 3), np.uint8)
     shown[:] = np.median(edges, axis=0)

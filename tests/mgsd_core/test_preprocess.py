@@ -76,6 +76,12 @@ def test_a_margin_has_the_colour_of_the_edges():
     assert (with_margin(image)[:4] == (200, 10, 30)).all()
 
 
+def test_a_picture_that_is_too_large_with_its_margin_is_refused_before_it_is_made():
+    large = np.broadcast_to(np.uint8(0), (7990, 7990, 3))
+    with pytest.raises(ImageError, match="with its margin has 9268 × 9268 px"):
+        with_margin(large)
+
+
 @pytest.mark.parametrize("bad", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5), np.uint8), "x"])
 def test_no_margin_is_put_around_what_is_no_picture(bad):
     with pytest.raises(ImageError):

