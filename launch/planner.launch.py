@@ -5,6 +5,7 @@ An argument that is not given leaves the word to the parameter file.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
@@ -18,6 +19,13 @@ from launch import LaunchContext, LaunchDescription
 # The launch file knows where it lies: it runs from a checkout and by its path, too.
 SHARE = Path(__file__).absolute().parents[1]
 CONFIG = SHARE / "config"
+
+# Fast DDS 2 (Humble, Jazzy) knows its profiles by the older name alone; 3 takes it too, but warns.
+PROFILES = (
+    "FASTRTPS_DEFAULT_PROFILES_FILE"
+    if os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
+    else "FASTDDS_DEFAULT_PROFILES_FILE"
+)
 
 # Parameters that an argument may set, and what they are.
 SETTABLE = {
@@ -95,7 +103,7 @@ def generate_launch_description() -> LaunchDescription:
                 "frames (Fast DDS only; every process that takes part needs the same profile).",
             ),
             SetEnvironmentVariable(
-                "FASTDDS_DEFAULT_PROFILES_FILE",
+                PROFILES,
                 str(CONFIG / "fastdds_loopback.xml"),
                 condition=IfCondition(LaunchConfiguration("loopback")),
             ),

@@ -30,8 +30,11 @@ def own_environment() -> dict[str, str]:
 
     Nothing leaves the machine, and no other ROS system on it is disturbed.
     """
+    # Fast DDS 2 (Humble, Jazzy) knows its profiles by the older name alone; 3 takes it, but warns.
+    is_second = os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
+    profiles = f"{'FASTRTPS' if is_second else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
     return os.environ | {
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(installed_path("config/fastdds_loopback.xml")),
+        profiles: str(installed_path("config/fastdds_loopback.xml")),
         "ROS_DOMAIN_ID": str(free_domain()),
         "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
     }

@@ -433,3 +433,21 @@ def test_a_domain_of_ones_own_has_nobody_else_in_it(ros_env: dict[str, str]) -> 
         assert free_domain() != int(ros_env["ROS_DOMAIN_ID"])
     finally:
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("distro", "name"),
+    [("jazzy", "FASTRTPS"), ("humble", "FASTRTPS"), ("kilted", "FASTDDS"), (None, "FASTDDS")],
+)
+def test_profile_under_the_name_that_the_distribution_knows(
+    monkeypatch: pytest.MonkeyPatch, distro: str | None, name: str
+) -> None:
+    for other in ("FASTRTPS", "FASTDDS"):
+        monkeypatch.delenv(f"{other}_DEFAULT_PROFILES_FILE", raising=False)
+    if distro is None:
+        monkeypatch.delenv("ROS_DISTRO", raising=False)
+    else:
+        monkeypatch.setenv("ROS_DISTRO", distro)
+    profiles = {key: value for key, value in own_environment().items() if "PROFILES" in key}
+    assert list(profiles) == [f"{name}_DEFAULT_PROFILES_FILE"]
+    assert Path(profiles[f"{name}_DEFAULT_PROFILES_FILE"]).is_file()
