@@ -68,7 +68,12 @@ def head(summary: Mapping[str, Any]) -> list[str]:
 def main() -> int:
     """Take the arguments; what is wrong with them, or with a step, is one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, required=True, help="of the first scene")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        required=True,
+        help="of the first scene, the next has the next: seeds closer than COUNT share scenes",
+    )
     parser.add_argument("--count", type=int, default=67, help="of each family and level [count]")
     parser.add_argument("--models", type=Path, default=Path("models"), help="where nano lies")
     parser.add_argument("--out", type=Path, required=True, help="directory that does not exist yet")
